@@ -1,0 +1,26 @@
+"""Anatomy: the core adapter API. It says where, in any network, a method can act."""
+
+from peft_modal.anatomy.anatomy import Anatomy
+from peft_modal.anatomy.backbone import Backbone, FrozenMode
+from peft_modal.anatomy.builder import AnatomyBuilder
+from peft_modal.anatomy.context import Context, Contexts, in_backward
+from peft_modal.anatomy.layout import Features, FeatureSpec, Segment, TokenLayout
+from peft_modal.anatomy.selector import Selector
+from peft_modal.anatomy.sites import Port, WeightSite
+
+__all__ = [
+    "Anatomy",
+    "AnatomyBuilder",
+    "Backbone",
+    "Context",
+    "Contexts",
+    "FeatureSpec",
+    "Features",
+    "FrozenMode",
+    "Port",
+    "Segment",
+    "Selector",
+    "TokenLayout",
+    "WeightSite",
+    "in_backward",
+]

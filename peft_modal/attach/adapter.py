@@ -1,0 +1,381 @@
+"""The adapter: everything one method trains and remembers, attached to one backbone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from peft_modal.anatomy import Backbone, Port, WeightSite
+from peft_modal.attach.attachment import Attachment
+from peft_modal.attach.branch import BranchAttachment, BranchMode
+from peft_modal.attach.lifecycle import LifeCycle
+from peft_modal.attach.listeners import Listeners
+from peft_modal.attach.namespace import Namespace
+from peft_modal.attach.prompts import PromptAttachment, PromptPlace, PromptSet, PromptSource
+from peft_modal.attach.sparse import SparseEntries
+from peft_modal.attach.taps import TapAttachment
+from peft_modal.attach.updates import LowRankUpdate, can_update
+from peft_modal.attach.weights import (
+    LeafAttachment,
+    LowRankTransform,
+    ReplaceSlice,
+    TransformAttachment,
+    UpdateAttachment,
+)
+from peft_modal.errors import AttachError, FileFormatError
+
+Part = Literal["adapter", "backbone"]
+
+
+class Adapter(nn.Module):
+    """What `Method.attach` returns; a method's `build` fills it through the verbs below.
+
+    Two parts own all tensors: `parts.adapter` what the method adds, `parts.backbone` its copies of the backbone's own
+    tensors. The backbone is referred to, never registered.
+
+    Args:
+        backbone: The backbone to attach to.
+        name: Unique among the adapters of the backbone.
+        propagates: Whether gradients flow through the backbone; if not, only taps are allowed and they cut the gradient.
+    """
+
+    def __init__(self, backbone: Backbone, name: str, *, propagates: bool = True) -> None:
+        super().__init__()
+        self.__dict__["_backbone"] = backbone
+        self.name = name
+        self.propagates = propagates
+        self.adapter = Namespace()
+        self.backbone_tensors = Namespace()
+        self.attachments: list[Attachment] = []
+        self.events = Listeners(self.attachments)
+        self.is_enabled = True
+        self.no_decay: set[str] = set()
+        self._weight = 1.0
+        self._scope = ""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone it is attached to."""
+        return self.__dict__["_backbone"]
+
+    # Verbs, used inside `Method.build`.
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Prefix the names of what is added inside."""
+        before, self._scope = self._scope, f"{self._scope}{name}."
+        try:
+            yield
+        finally:
+            self._scope = before
+
+    def add(self, name: str, module: nn.Module) -> nn.Module:
+        """Own a module under a dotted name."""
+        reference = next(self.backbone.network.parameters())
+        self.adapter.place(self._scope + name, module.to(reference.device))
+        return module
+
+    def low_rank(self, site: WeightSite, update: LowRankUpdate) -> None:
+        """Add a low-rank update to a site: beside the call where there is one, else in the weight.
+
+        Raises:
+            AttachError: The site is no linear or ungrouped convolution, or dropout is asked for where there is no call.
+        """
+        module = self.backbone.network.get_submodule(site.holder)
+        reason = can_update(site, groups=getattr(module, "groups", 1))
+        if reason:
+            raise AttachError(f"'{site.name}' takes no low-rank update: {reason}")
+        self.add(site.name, update)
+        if "call" in site.reach:
+            self._hang(UpdateAttachment(self._order(), site, update))
+            return
+        if update.dropout:
+            raise AttachError(
+                f"'{site.name}' is read inside a function, so its update cannot drop inputs; set dropout to 0 or leave it out"
+            )
+        self._hang(TransformAttachment(self._order(), site, LowRankTransform(update)))
+
+    def reparametrise(self, site: WeightSite, f: nn.Module, *, name: str | None = None, bias: bool = False) -> None:
+        """Let `f(W)` stand in for the site's slice at each call; with `bias`, for its operation's bias.
+
+        `f` gets None for a bias that does not exist. Pass `name=""` for a module that is owned already.
+
+        Raises:
+            AttachError: The tensor cannot be computed per call there.
+        """
+        if "weight" not in site.reach:
+            raise AttachError(
+                f"'{site.name}' is read outside its module's call, so a computed tensor would not be seen"
+            )
+        if bias and site.bias is None:
+            raise AttachError(f"'{site.name}' has no bias slot")
+        if name != "":
+            self.add(name or site.name, f)
+        self._hang(TransformAttachment(self._order(), site, f, tensor=site.bias if bias else None))
+
+    def sparse(self, site: WeightSite, index: Tensor) -> SparseEntries:
+        """Train the entries at flat positions `index` of the site's slice."""
+        weight = self.backbone.tensor(site.path)
+        entries = SparseEntries(weight if site.rows is None else weight[site.rows[0] : site.rows[1]], index)
+        self.reparametrise(site, entries)
+        return entries
+
+    def branch(
+        self, tap: Port, inject: Port, module: nn.Module, *, name: str | None = None, mode: BranchMode = "add",
+        folds_into: WeightSite | None = None,
+    ) -> None:  # fmt: skip
+        """Read at `tap`, add (or apply) the module at `inject`; both ports lie in one block.
+
+        Raises:
+            AttachError: A port does not allow it, or the method does not back-propagate through the backbone.
+        """
+        self._must_propagate("a branch")
+        needs = "add" if mode == "add" else "replace"
+        for port, need in ((tap, "read"), (inject, needs)):
+            if need not in port.allows:
+                raise AttachError(
+                    f"port '{port.name}' allows {', '.join(sorted(port.allows)) or 'nothing'}, not '{need}'"
+                )
+        if (tap.stack, tap.block) != (inject.stack, inject.block):
+            raise AttachError(
+                f"'{tap.name}' and '{inject.name}' lie in different blocks; use a tap to carry tensors across"
+            )
+        if mode == "apply" and tap != inject:
+            raise AttachError("a module is applied where it reads: tap and inject must be the same port")
+        if name != "":
+            self.add(name or inject.name, module)
+        self._hang(BranchAttachment(self._order(), tap, inject, module, mode, folds_into))
+
+    def prompts(
+        self, stack: str, blocks: Iterable[int], source: PromptSource, *, num_tokens: int, survives: bool,
+        name: str = "prompts", place: PromptPlace = "prefix", export: str | None = None,
+    ) -> None:  # fmt: skip
+        """Insert prompts at the input of `blocks`; see `PromptSet`.
+
+        Raises:
+            AttachError: The stack takes no prompts, or the export's name is taken.
+        """
+        self._must_propagate("a prompt")
+        anatomy = self.backbone.anatomy
+        layout = anatomy.layouts.get(stack)
+        if layout is None or layout.prompt_index is None:
+            reason = "it carries no token sequence" if layout is None else layout.reason
+            raise AttachError(f"'{stack}' takes no prompts: {reason}")
+        if export is not None and export in self.backbone.exports:
+            raise AttachError(f"another adapter already hands '{export}' to the head")
+        chosen = tuple(sorted(blocks))
+        ports = tuple(
+            (b, anatomy.port("block.in", stack=stack, block=b), anatomy.port("block.out", stack=stack, block=b))
+            for b in chosen
+        )
+        for _, before, after in ports:
+            if "tokens" not in before.allows & after.allows:
+                raise AttachError(f"'{before.name}' takes no prompts")
+        final = None
+        if export is not None:
+            final = (
+                anatomy.port("final.norm.in", stack=stack, block=None),
+                anatomy.port("final.norm.out", stack=stack, block=None),
+            )
+        self.add(name, source)
+        order = self._order()
+        prompts = PromptSet(
+            f"{self.name}/{self._scope}{name}#{order}", source, blocks=chosen, num_tokens=num_tokens,
+            survives=survives, place=place, export=export,
+        )  # fmt: skip
+        self._hang(PromptAttachment(order, prompts, ports, layout, final))
+
+    def tap(self, port: Port, key: str) -> None:
+        """Read a port into the context and `Features.extras[key]`.
+
+        Raises:
+            AttachError: The port cannot be read.
+        """
+        if "read" not in port.allows:
+            raise AttachError(f"port '{port.name}' cannot be read")
+        self._hang(TapAttachment(self._order(), port, key, detach=not self.propagates))
+
+    def own(self, site: WeightSite) -> nn.Parameter:
+        """Train a site itself: a leaf copy stands in, the backbone's tensor stays as loaded."""
+        if site.rows is None:
+            return self.own_tensor(site.path, decay=site.decay)
+        self._must_propagate("a trained tensor")
+        whole = self.backbone.tensor(site.path)
+        leaf = ReplaceSlice(whole[site.rows[0] : site.rows[1]])
+        self.backbone_tensors.place(self._scope + site.name, leaf)
+        self._hang(TransformAttachment(self._order(), site, leaf))
+        return leaf.value
+
+    def own_tensor(self, path: str, *, decay: bool = True, trained: bool = True) -> nn.Parameter:
+        """Own a copy of any parameter or buffer of the network by its state-dict name; tied tensors share one copy.
+
+        Raises:
+            AttachError: It is owned already, or cannot be trained.
+        """
+        original = self.backbone.tensor(path)
+        places = _places(self.backbone.network, original)
+        holder, _, tensor = path.rpartition(".")
+        level = self.backbone_tensors.descend((self._scope + holder).rstrip("."))
+        if tensor in level._parameters or tensor in level._buffers:
+            raise AttachError(f"'{path}' is trained twice by one adapter")
+        copy = original.detach().clone()
+        if not trained:
+            level.register_buffer(tensor, copy)
+        else:
+            self._must_propagate("a trained tensor")
+            if not copy.is_floating_point():
+                raise AttachError(f"'{path}' is stored as {copy.dtype} and cannot be trained")
+            level.register_parameter(tensor, nn.Parameter(copy))
+            if not decay:
+                self.no_decay.add(f"backbone.{(self._scope + path)}")
+        self._hang(LeafAttachment(self._order(), places, level, tensor))
+        return getattr(level, tensor)
+
+    def owns(self, path: str) -> bool:
+        """Whether the stored tensor of that name is trained by this adapter."""
+        return any(
+            isinstance(a, LeafAttachment) and path in {f"{h}.{t}" if h else t for h, t in a.places}
+            for a in self.attachments
+        )
+
+    def listen(self, listener: LifeCycle, *, name: str = "life_cycle") -> None:
+        """Take part in the run; the task forwards the trainer's hooks to `events`."""
+        self.events.add(listener)
+        self.add(name, listener)
+
+    # Use.
+
+    def enable(self, on: bool = True) -> None:
+        """Switch the adapter's effect; hooks are removed and hung again, so forward passes carry no branch for it."""
+        if on != self.is_enabled:
+            for attachment in self.attachments:
+                (attachment.hang if on else attachment.unhang)(self.backbone)
+            self.is_enabled = on
+            forget_compiled()
+
+    @property
+    def weight(self) -> float:
+        """Factor of the adapter's effect."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        """Scale the effect.
+
+        Raises:
+            AttachError: Part of the adapter has no defined scaling.
+        """
+        for attachment in self.attachments:
+            reason = attachment.set_weight(value)
+            if reason:
+                raise AttachError(f"{reason}; switch the adapter with enable() instead")
+        self._weight = value
+        if self.is_enabled:
+            self.enable(on=False)
+            self.enable(on=True)
+
+    def detach(self) -> None:
+        """Leave the backbone exactly as it was before `attach`."""
+        if self.is_enabled:
+            for attachment in reversed(self.attachments):
+                attachment.unhang(self.backbone)
+            self.is_enabled = False
+        self.backbone.adapters.pop(self.name, None)
+        forget_compiled()
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor the adapter owns, by ownership and never by `requires_grad`; shared tensors once."""
+        seen: set[int] = set()
+        state = {}
+        for prefix, part in (("adapter", self.adapter), ("backbone", self.backbone_tensors)):
+            for key, value in part.state_dict(keep_vars=True).items():
+                if id(value) not in seen:
+                    seen.add(id(value))
+                    state[f"{prefix}.{key}"] = value.detach()
+        return state
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Fill the adapter strictly; modules with data-dependent shapes resize first.
+
+        Raises:
+            FileFormatError: A tensor is missing, left over, or of another shape.
+        """
+        self._resize(state)
+        own = self.state()
+        missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+        if missing or extra:
+            parts = [f"{len(names)} tensors are {what} (first: '{names[0]}')"
+                     for names, what in ((missing, "missing"), (extra, "unknown")) if names]  # fmt: skip
+            raise FileFormatError(f"the adapter's tensors do not fit this method: {', '.join(parts)}")
+        for name, target in own.items():
+            if target.shape != state[name].shape:
+                raise FileFormatError(
+                    f"tensor '{name}' has shape {tuple(state[name].shape)}, this method has {tuple(target.shape)}"
+                )
+        with torch.no_grad():
+            for name, target in own.items():
+                target.copy_(state[name])
+
+    def named_trained(self) -> dict[str, nn.Parameter]:
+        """Every trainable tensor by its name in the file, each once."""
+        named = {}
+        for prefix, part in (("adapter", self.adapter), ("backbone", self.backbone_tensors)):
+            named.update({f"{prefix}.{name}": parameter for name, parameter in part.named_parameters()})
+        return named
+
+    def counts(self) -> dict[Part, int]:
+        """Number of trained parameters the method adds, and of the backbone's own that it trains."""
+        return {
+            "adapter": sum(p.numel() for p in self.adapter.parameters()),
+            "backbone": sum(p.numel() for p in self.backbone_tensors.parameters()),
+        }
+
+    def _hang(self, attachment: Attachment) -> None:
+        attachment.hang(self.backbone)
+        self.attachments.append(attachment)
+
+    def _order(self) -> int:
+        self.backbone.shared["order"] = self.backbone.shared.get("order", 0) + 1
+        return self.backbone.shared["order"]
+
+    def _must_propagate(self, what: str) -> None:
+        if not self.propagates:
+            raise AttachError(
+                f"the method does not back-propagate through the backbone, so {what} in it would get no gradient"
+            )
+
+    def _resize(self, state: Mapping[str, Tensor]) -> None:
+        for name, module in self.adapter.named_modules():
+            if isinstance(module, SparseEntries) and f"adapter.{name}.values" in state:
+                module.resize(state[f"adapter.{name}.values"].numel())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        # Moving a module replaces its buffers (and may replace parameters): what stands in must follow.
+        leaves = [a for a in self.attachments if isinstance(a, LeafAttachment)] if self.is_enabled else []
+        for attachment in leaves:
+            attachment.unhang(self.backbone)
+        super()._apply(fn, recurse)
+        for attachment in leaves:
+            attachment.hang(self.backbone)
+        return self
+
+
+def _places(network: nn.Module, tensor: Tensor) -> tuple[tuple[str, str], ...]:
+    found = []
+    for path, module in network.named_modules():
+        for name, own in (*module._parameters.items(), *module._buffers.items()):
+            if own is tensor:
+                found.append((path, name))
+    return tuple(found)
+
+
+def forget_compiled() -> None:
+    """Let `torch.compile` trace again."""
+    # Compiled code does not see hooks that come or go; importing the compiler only to reset it would be slow.
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -1,0 +1,116 @@
+"""Branches: read a tensor at one port, add a module's output at another, or apply the module in place."""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from peft_modal.anatomy import Backbone, Port, WeightSite
+from peft_modal.attach.attachment import Attachment, FoldedWeights, FoldStage, scaled
+from peft_modal.attach.hub import Phase, hang, unhang
+from peft_modal.errors import AttachError, MergeError
+
+BranchMode = Literal["add", "apply"]
+
+
+class BranchAttachment(Attachment):
+    """A module beside or inside the data path.
+
+    `add`: the tensor seen at `tap` goes through the module and is added at `inject`. `apply`: the module replaces the
+    tensor at `inject` by its output. A module with `uses_context = True` is called as `module(tensor, context)`.
+
+    Args:
+        order: See `Attachment`.
+        tap: Where to read.
+        inject: Where to write.
+        module: The branch.
+        mode: `add` or `apply`.
+        folds_into: For `apply` at an operation's output: the operation's weight site; the module then offers
+            `fold(weight, bias) -> (weight, bias)`.
+    """
+
+    def __init__(
+        self, order: int, tap: Port, inject: Port, module: nn.Module, mode: BranchMode,
+        folds_into: WeightSite | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(order)
+        self.tap, self.inject, self.module, self.mode = tap, inject, module, mode
+        self.folds_into = folds_into
+        self.stage = FoldStage.OUTPUT if folds_into is not None else None
+        self.touches = (tap.module, inject.module)
+        self.weight = 1.0
+        self.slot: Tensor | None = None
+        self.contexts = None
+        self._read = _Read(self)
+        self._write = _Write(self)
+
+    def hang(self, backbone: Backbone) -> None:
+        self.contexts = backbone.contexts if getattr(self.module, "uses_context", False) else None
+        if self.mode == "add":
+            hang(backbone, self.tap, Phase.BRANCH, self.order, self._read)
+        hang(backbone, self.inject, Phase.BRANCH, self.order, self._write)
+
+    def unhang(self, backbone: Backbone) -> None:
+        if self.mode == "add":
+            unhang(backbone, self.tap, self._read)
+        unhang(backbone, self.inject, self._write)
+        self.slot = None
+
+    def run(self, tensor: Tensor) -> Tensor:
+        """The module's output."""
+        return self.module(tensor) if self.contexts is None else self.module(tensor, self.contexts.current())
+
+    def clear(self) -> None:
+        self.slot = None
+
+    def set_weight(self, weight: float) -> None:
+        self.weight = weight
+
+    def fold(self, weights: FoldedWeights) -> None:
+        site = self.folds_into
+        if site is None or site.bias is None:
+            raise MergeError(
+                f"{self.describe()} has no equivalent in plain weights; keep the adapter file beside the backbone"
+            )
+        weight = weights.get(site.holder, site.tensor)
+        assert weight is not None
+        bias = weights.get(site.holder, site.bias)
+        module = copy.deepcopy(self.module).double().to(weight.device)
+        with torch.no_grad():
+            new_weight, new_bias = module.fold(weight, bias)  # type: ignore[operator]
+            if self.weight != 1.0:
+                new_weight, new_bias = scaled(weight, new_weight, self.weight), scaled(bias, new_bias, self.weight)
+        weights.set(site.holder, site.tensor, new_weight)
+        weights.set(site.holder, site.bias, new_bias)
+
+    def describe(self) -> str:
+        return f"a branch from '{self.tap.name}' to '{self.inject.name}'"
+
+
+class _Read:
+    def __init__(self, branch: BranchAttachment) -> None:
+        self.branch = branch
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        self.branch.slot = tensor
+        return tensor
+
+
+class _Write:
+    def __init__(self, branch: BranchAttachment) -> None:
+        self.branch = branch
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        branch = self.branch
+        if branch.mode == "apply":
+            return scaled(tensor, branch.run(tensor), branch.weight)
+        seen, branch.slot = branch.slot, None
+        if seen is None:
+            raise AttachError(
+                f"'{branch.inject.name}' runs before '{branch.tap.name}', so {branch.describe()} has no input"
+            )
+        added = branch.run(seen)
+        return tensor + (added if branch.weight == 1.0 else branch.weight * added)

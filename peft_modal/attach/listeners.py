@@ -1,0 +1,105 @@
+"""Tells an adapter's listeners of the events of a run, and knows which events never came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from peft_modal.attach.attachment import Attachment
+from peft_modal.attach.lifecycle import EVENTS, LifeCycle, Losses, Run, total
+from peft_modal.errors import AttachError
+
+
+class Listeners:
+    """The life cycles that the methods of one adapter take part with, addressed as one.
+
+    Args:
+        attachments: The adapter's list of attachments, which let go of tensors kept between hooks after each backward.
+    """
+
+    def __init__(self, attachments: list[Attachment]) -> None:
+        self._attachments = attachments
+        self._members: list[LifeCycle] = []
+        self._came: set[str] = set()
+
+    def add(self, listener: LifeCycle) -> None:
+        """One more.
+
+        Raises:
+            AttachError: Two compute gradients in their own way.
+        """
+        if _overrides(listener, "compute_gradients") and self.wants("compute_gradients"):
+            raise AttachError("two stacked methods compute gradients in their own way; only one can")
+        self._members.append(listener)
+
+    def wants(self, event: str) -> bool:
+        """Whether a listener does something at this event."""
+        return any(_overrides(member, event) for member in self._members)
+
+    def unheard(self) -> tuple[str, ...]:
+        """Events that a listener waits for and that never came: a method must not degrade in silence."""
+        return tuple(event for event in EVENTS if self.wants(event) and event not in self._came)
+
+    def prepare(self, batches: Iterable[Any], loss: Losses) -> None:
+        """See `LifeCycle.prepare`; batches are read only where a listener calibrates."""
+        self._tell("prepare", list(batches) if self.wants("prepare") else (), loss)
+
+    def on_fit_start(self, run: Run) -> None:
+        """See `LifeCycle.on_fit_start`."""
+        self._tell("on_fit_start", run)
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """See `LifeCycle.on_epoch_start`."""
+        self._tell("on_epoch_start", epoch)
+
+    def step_begin(self, step: int) -> None:
+        """See `LifeCycle.step_begin`."""
+        self._tell("step_begin", step)
+
+    def penalty(self, batch: Any, output: Any) -> dict[str, Tensor]:
+        """See `LifeCycle.penalty`."""
+        self._came.add("penalty")
+        return {name: value for member in self._members for name, value in member.penalty(batch, output).items()}
+
+    def compute_gradients(
+        self,
+        losses: Mapping[str, Tensor],
+        closure: Callable[[], Mapping[str, Tensor]],
+        backward: Callable[[Tensor], None],
+    ) -> None:
+        """See `LifeCycle.compute_gradients`."""
+        self._came.add("compute_gradients")
+        for member in self._members:
+            if _overrides(member, "compute_gradients"):
+                member.compute_gradients(losses, closure, backward)
+                return
+        backward(total(losses))
+
+    def after_backward(self, micro_batch: int) -> None:
+        """See `LifeCycle.after_backward`."""
+        for attachment in self._attachments:
+            attachment.clear()
+        self._tell("after_backward", micro_batch)
+
+    def before_step(self, step: int) -> None:
+        """See `LifeCycle.before_step`."""
+        self._tell("before_step", step)
+
+    def after_step(self, step: int) -> None:
+        """See `LifeCycle.after_step`."""
+        self._tell("after_step", step)
+
+    def finalise(self) -> None:
+        """See `LifeCycle.finalise`."""
+        self._tell("finalise")
+
+    def _tell(self, event: str, *arguments: Any) -> None:
+        self._came.add(event)
+        for member in self._members:
+            getattr(member, event)(*arguments)
+
+
+def _overrides(listener: LifeCycle, event: str) -> bool:
+    return getattr(type(listener), event) is not getattr(LifeCycle, event)

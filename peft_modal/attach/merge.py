@@ -1,0 +1,76 @@
+"""Merging: folding adapters into plain backbone weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from peft_modal.anatomy import Backbone
+from peft_modal.attach.adapter import Adapter
+from peft_modal.attach.attachment import Attachment, FoldedWeights
+from peft_modal.errors import MergeError
+
+
+def merge_(backbone: Backbone, adapters: Sequence[Adapter] | None = None) -> float:
+    """Fold adapters into the backbone's weights and detach them; the backbone changes.
+
+    Computed in float64, then rounded once to each tensor's dtype. Mechanisms fold in the order in which they act
+    during a forward pass, so every adapter that acts on a module has to be merged together.
+
+    Args:
+        backbone: The backbone.
+        adapters: What to fold; None for all that is attached.
+
+    Returns:
+        The largest rounding deviation over all changed entries.
+
+    Raises:
+        MergeError: Something has no equivalent in plain weights, or an adapter that stays shares a module.
+    """
+    folding = list(backbone.adapters.values()) if adapters is None else list(adapters)
+    attachments = [a for adapter in folding for a in adapter.attachments]
+    _refuse_shared(backbone, folding, attachments)
+    folded = FoldedWeights(backbone)
+    for attachment in attachments:
+        if attachment.stage is None:
+            attachment.fold(folded)
+    for attachment in sorted(attachments, key=lambda a: (a.stage or 0, a.order)):
+        attachment.fold(folded)
+    for adapter in folding:
+        adapter.detach()
+    deviation = 0.0
+    for (holder, tensor), value in folded.tensors.items():
+        if value is not None:
+            deviation = max(deviation, _write(backbone.network.get_submodule(holder), tensor, value))
+    return deviation
+
+
+def _refuse_shared(backbone: Backbone, folding: Sequence[Adapter], attachments: Sequence[Attachment]) -> None:
+    touched = {module for attachment in attachments for module in attachment.touches}
+    for name, other in backbone.adapters.items():
+        if other in folding:
+            continue
+        shared = sorted(touched & {module for a in other.attachments for module in a.touches})
+        if shared:
+            raise MergeError(
+                f"adapter '{name}' also acts on '{shared[0]}'; merge both together, or detach '{name}' first"
+            )
+
+
+@torch.no_grad()
+def _write(module: nn.Module, tensor: str, value: Tensor) -> float:
+    own = module._parameters.get(tensor)  # noqa: SLF001 — the registered tensor
+    if own is None:
+        own = module._buffers.get(tensor)  # noqa: SLF001
+    if own is None:
+        reference = next(module.parameters())
+        rounded = value.to(reference.dtype)
+        module.register_parameter(tensor, nn.Parameter(rounded, requires_grad=False))
+    else:
+        rounded = value.to(own.dtype)
+        own.copy_(rounded)
+    if not value.is_floating_point() or not value.numel():
+        return 0.0
+    return float((rounded.to(torch.float64) - value).abs().max())

@@ -1,0 +1,167 @@
+"""Prompts: inserted at a block's input with their positions, stripped at its output, re-inserted where they survive.
+
+Equal to keeping the tokens in the sequence to the bit, and the only form that works where the network adds positions of a
+fixed length before every block. Pooling and dense heads never see a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from peft_modal.anatomy import Backbone, Context, Port, TokenLayout, in_backward
+from peft_modal.attach.attachment import Attachment
+from peft_modal.attach.hub import Phase, hang, unhang
+
+PromptPlace = Literal["prefix", "end"]
+
+
+class PromptSource(nn.Module):
+    """Base of what makes prompts: `tokens(context, block)` and, where tokens have positions, `positions(block)`."""
+
+    def tokens(self, context: Context, block: int) -> Tensor:
+        """Prompts entering `block`, (T, D) or (B, T, D)."""
+        raise NotImplementedError
+
+    def positions(self, block: int) -> Tensor | None:
+        """Positions added to the prompts at the input of `block`, (T, D), or None for tokens without positions."""
+        del block
+
+
+class PromptSet:
+    """The prompts of one adapter in one stack.
+
+    Args:
+        name: Unique name; key of the surviving state.
+        source: What makes them.
+        blocks: Blocks that they enter, ascending.
+        num_tokens: How many there are.
+        survives: Whether what a block makes of them enters the next; otherwise each block gets fresh ones.
+        place: `prefix` inserts at the layout's prompt index, `end` after the last token.
+        export: Name under which the head reads their final state, or None.
+    """
+
+    def __init__(
+        self, name: str, source: PromptSource, *, blocks: tuple[int, ...], num_tokens: int, survives: bool,
+        place: PromptPlace, export: str | None,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.source = source
+        self.blocks = blocks
+        self.num_tokens = num_tokens
+        self.survives = survives
+        self.place = place
+        self.export = export
+
+    def entering(self, context: Context, block: int, batch_size: int) -> Tensor:
+        """Prompts with positions that enter `block`, (B, T, D)."""
+        if self.survives and block != self.blocks[0]:
+            tokens = context.carry[self.name, block]
+        else:
+            with _still_statistics(self.source):
+                tokens = self.source.tokens(context, block)
+        positions = self.source.positions(block)
+        if positions is not None:
+            tokens = tokens + positions
+        return tokens.expand(batch_size, -1, -1)
+
+
+@contextmanager
+def _still_statistics(source: nn.Module) -> Iterator[None]:
+    """Keep BatchNorm statistics of `source` still while a checkpointed block is computed again."""
+    norms = [m for m in source.modules() if isinstance(m, _BatchNorm)] if in_backward() else []
+    kept = [(norm, norm.momentum, None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone())
+            for norm in norms]  # fmt: skip
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, count in kept:
+            norm.momentum = momentum
+            if count is not None and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(count)
+
+
+class PromptAttachment(Attachment):
+    """Hangs a prompt set on the blocks it enters, and on the final norm where the head reads it."""
+
+    def __init__(
+        self, order: int, prompts: PromptSet, ports: tuple[tuple[int, Port, Port], ...], layout: TokenLayout,
+        final: tuple[Port, Port] | None,
+    ) -> None:  # fmt: skip
+        super().__init__(order)
+        self.prompts = prompts
+        self.ports = ports
+        self.layout = layout
+        self.final = final
+        self.touches = tuple(port.module for _, port, _ in ports)
+        self.actions: list[tuple[Port, _Insert | _Strip]] = []
+
+    def hang(self, backbone: Backbone) -> None:
+        # Inserting in order of attachment and stripping in the opposite order keeps every set contiguous. The hub sorts
+        # by order, so the strip carries its negative.
+        last = self.ports[-1][0]
+        places = [*self.ports, *([(last + 1, *self.final)] if self.final is not None else [])]
+        for block, before, after in places:
+            final = self.final is not None and block == last + 1
+            insert = _Insert(backbone, self, block, final=final)
+            strip = _Strip(backbone, self, block, final=final)
+            hang(backbone, before, Phase.INSERT, self.order, insert)
+            hang(backbone, after, Phase.STRIP, -self.order, strip)
+            self.actions += [(before, insert), (after, strip)]
+        if self.prompts.export is not None:
+            backbone.exports[self.prompts.export] = self.prompts.num_tokens
+
+    def unhang(self, backbone: Backbone) -> None:
+        for port, action in self.actions:
+            unhang(backbone, port, action)
+        self.actions.clear()
+        if self.prompts.export is not None:
+            backbone.exports.pop(self.prompts.export, None)
+
+    def describe(self) -> str:
+        return f"prompts in {len(self.ports)} blocks"
+
+
+class _Insert:
+    def __init__(self, backbone: Backbone, attachment: PromptAttachment, block: int, *, final: bool) -> None:
+        self.backbone, self.attachment, self.block, self.final = backbone, attachment, block, final
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        prompts, layout = self.attachment.prompts, self.attachment.layout
+        context = self.backbone.contexts.current()
+        sequence = tensor.movedim(layout.token_dim, 1)
+        if self.final:
+            entering = context.carry[prompts.name, self.block]
+        else:
+            entering = prompts.entering(context, self.block, sequence.shape[0])
+        index = layout.prompt_index if prompts.place == "prefix" else sequence.shape[1]
+        parts = [sequence[:, :index], entering.to(sequence.dtype), sequence[:, index:]]
+        return torch.cat(parts, dim=1).movedim(1, layout.token_dim)
+
+
+class _Strip:
+    def __init__(self, backbone: Backbone, attachment: PromptAttachment, block: int, *, final: bool) -> None:
+        self.backbone, self.attachment, self.block, self.final = backbone, attachment, block, final
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        prompts, layout = self.attachment.prompts, self.attachment.layout
+        sequence = tensor.movedim(layout.token_dim, 1)
+        count = prompts.num_tokens
+        index = layout.prompt_index if prompts.place == "prefix" else sequence.shape[1] - count
+        assert index is not None
+        if prompts.survives:
+            processed = sequence[:, index : index + count]
+            context = self.backbone.contexts.current()
+            if not self.final:
+                context.carry[prompts.name, self.block + 1] = processed
+            elif prompts.export is not None:
+                context.exports[prompts.export] = processed
+        rest = torch.cat([sequence[:, :index], sequence[:, index + count :]], dim=1)
+        return rest.movedim(1, layout.token_dim)

@@ -1,0 +1,5 @@
+"""Methods that work on any backbone; methods of one modality live in its plugin."""
+
+from peft_modal.methods.base import Method
+
+__all__ = ["Method"]

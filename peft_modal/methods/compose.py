@@ -1,0 +1,63 @@
+"""Compose: several methods attached as one adapter, saved in one file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft_modal.attach import Adapter
+from peft_modal.errors import ConfigError
+from peft_modal.methods.base import Method
+
+
+class Compose(Method):
+    """Attach several methods together; they act in the order given.
+
+    Args:
+        methods: Method nodes, `{name: lora, rank: 4}`, or Method objects.
+
+    Raises:
+        ConfigError: The list is empty, or an item is no method node.
+    """
+
+    def __init__(self, *, methods: list[Any]) -> None:
+        if not methods:
+            raise ConfigError("method.methods: compose needs at least one method")
+        self.methods: list[tuple[str, Method]] = []
+        for index, item in enumerate(methods):
+            if isinstance(item, Method):
+                self.methods.append((item.describe(), item))
+            elif isinstance(item, dict) and "name" in item:
+                self.methods.append((str(item["name"]), _make(item)))
+            else:
+                raise ConfigError(f"method.methods[{index}]: expected a mapping with 'name', got {item!r}")
+
+    @property
+    def identity_at_init(self) -> bool:  # type: ignore[override]
+        """All of its methods start as the identity."""
+        return all(method.identity_at_init for _, method in self.methods)
+
+    @property
+    def needs_backward_through_backbone(self) -> bool:  # type: ignore[override]
+        """One of its methods does."""
+        return any(method.needs_backward_through_backbone for _, method in self.methods)
+
+    def build(self, adapter: Adapter) -> None:
+        """Build every method under a name of its own."""
+        for index, (name, method) in enumerate(self.methods):
+            with adapter.scope(f"{index}_{name.replace('.', '_')}"):
+                method.build(adapter)
+
+    def describe(self) -> str:
+        """The names of its methods."""
+        return "compose(" + ", ".join(name for name, _ in self.methods) + ")"
+
+
+def _make(node: dict[str, Any]) -> Method:
+    from peft_modal.registry import default_registry
+
+    registry = default_registry()
+    arguments = {key: value for key, value in node.items() if key != "name"}
+    made = registry.load(registry.resolve("method", node["name"], modality=None))(**arguments)
+    if not isinstance(made, Method):
+        raise ConfigError(f"method.methods: '{node['name']}' is no method")
+    return made

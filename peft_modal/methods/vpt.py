@@ -1,0 +1,135 @@
+"""VPT: visual prompt tuning (Jia et al., ECCV 2022, arXiv:2203.12119)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from peft_modal.anatomy import Context, Selector
+from peft_modal.attach import Adapter, PromptSource
+from peft_modal.errors import AttachError, ConfigError
+from peft_modal.methods.base import Method
+
+PromptInit = Literal["xavier", "normal"]
+
+
+class VPT(Method):
+    """Learned tokens in the sequence of every block, or of the first only (Jia et al., ECCV 2022, arXiv:2203.12119).
+
+    Deep: block i gets its own prompts, what it makes of them is thrown away. Shallow: prompts enter the first block and
+    stay to the end. The head never reads them. Where the network adds positions before every block (Point-MAE) each
+    prompt has a learned position of its own, as in the released point-cloud code of IDPT (ICCV 2023).
+
+    Args:
+        num_tokens: Prompts per block.
+        deep: Fresh prompts in every block; False for the shallow form.
+        place: `prefix` inserts after the class token, `end` after the last token (the point-cloud wiring); attention
+            does not care.
+        init: `xavier` draws uniformly with bound sqrt(6 / (3 * patch_size^2 + width)) as released; `normal` draws with
+            standard deviation 0.02 as in the point-cloud code. None chooses `normal` where positions repeat.
+        patch_size: Patch size in the bound of `xavier`.
+        dropout: Probability of zeroing a prompt entry.
+        stacks: Token stacks to act on; None for every one that takes prompts.
+
+    Raises:
+        ConfigError: `num_tokens` is below 1.
+    """
+
+    identity_at_init = False
+
+    def __init__(
+        self, *, num_tokens: int = 10, deep: bool = True, place: Literal["prefix", "end"] = "prefix",
+        init: PromptInit | None = None, patch_size: int = 16, dropout: float = 0.0,
+        stacks: str | list[str] | None = None,
+    ) -> None:  # fmt: skip
+        if num_tokens < 1:
+            raise ConfigError(f"method.num_tokens: {num_tokens} is below 1")
+        self.num_tokens = num_tokens
+        self.deep = deep
+        self.place: Literal["prefix", "end"] = place
+        self.init = init
+        self.patch_size = patch_size
+        self.dropout = dropout
+        self.where = Selector.parse({"stacks": stacks})
+
+    def build(self, adapter: Adapter) -> None:
+        """Prompts in every selected stack."""
+        anatomy = adapter.backbone.anatomy
+        refused = []
+        found = False
+        for stack, layout in anatomy.layouts.items():
+            if not self.where.matches_stack(stack):
+                continue
+            if layout.prompt_index is None:
+                refused.append(f"'{stack}' takes no prompts: {layout.reason}")
+                continue
+            found = True
+            depth = anatomy.depth[stack]
+            source = LearnedPrompts(
+                num_blocks=depth if self.deep else 1, num_tokens=self.num_tokens,
+                width=anatomy.port("block.in", stack=stack, block=0).width,
+                with_positions=layout.repeats_positions, bound=self._bound, init=self._init(layout.repeats_positions),
+                dropout=self.dropout,
+            )  # fmt: skip
+            adapter.prompts(
+                stack, range(depth), source, num_tokens=self.num_tokens, survives=not self.deep, place=self.place,
+                name=stack,
+            )  # fmt: skip
+        if not found:
+            raise AttachError("; ".join(refused) or "this network has no token sequence; use lora, ssf or an adapter")
+
+    def _init(self, repeats_positions: bool) -> PromptInit:
+        return self.init or ("normal" if repeats_positions else "xavier")
+
+    def _bound(self, width: int) -> float:
+        return math.sqrt(6.0 / (3 * self.patch_size**2 + width))
+
+
+class LearnedPrompts(PromptSource):
+    """Static prompts: `prompts.{i}` (T, D) and, with positions, `positions.{i}` (T, D) for block i.
+
+    Args:
+        num_blocks: Blocks with prompts of their own.
+        num_tokens: T.
+        width: D.
+        with_positions: Give every prompt a learned position.
+        bound: Bound of the uniform draw for a width.
+        init: See `VPT`.
+        dropout: Probability of zeroing a prompt entry.
+    """
+
+    def __init__(
+        self, *, num_blocks: int, num_tokens: int, width: int, with_positions: bool, bound: Any, init: PromptInit,
+        dropout: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.bound, self.init = bound(width), init
+        shape = (num_tokens, width)
+        self.prompt = nn.ParameterList(nn.Parameter(torch.empty(shape)) for _ in range(num_blocks))
+        self.prompt_pos = nn.ParameterList(
+            nn.Parameter(torch.empty(shape)) for _ in range(num_blocks if with_positions else 0)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw prompts and positions."""
+        for tensor in [*self.prompt, *self.prompt_pos]:
+            if self.init == "xavier":
+                nn.init.uniform_(tensor, -self.bound, self.bound)
+            else:
+                nn.init.normal_(tensor, std=0.02)
+
+    def tokens(self, context: Context, block: int) -> Tensor:
+        """Prompts of `block`, (T, D)."""
+        del context
+        return self.dropout(self.prompt[block])
+
+    def positions(self, block: int) -> Tensor | None:
+        """Their positions, re-added before every block for the shallow form, (T, D)."""
+        if not len(self.prompt_pos):
+            return None
+        return self.prompt_pos[min(block, len(self.prompt_pos) - 1)]

@@ -1,0 +1,318 @@
+"""Tiny real networks of three libraries with their anatomies: the proof that the core's nouns fit other modalities.
+
+A timm ViT (fused qkv), an open_clip model (MultiheadAttention's packed input, an `out_proj` that is never called, two
+stacks) and a diffusers U-Net (convolutions, cross-attention). Their real backbones come with their modalities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_modal.anatomy import AnatomyBuilder, Backbone, Context, Features, Segment, TokenLayout
+
+
+def seeded(build: Any) -> Any:
+    """Build a network from fixed random numbers and leave the global state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build()
+
+
+class TinyViT(Backbone):
+    """timm's VisionTransformer at toy size."""
+
+    modality = "vision"
+
+    def __init__(
+        self,
+        *,
+        depth: int = 3,
+        width: int = 32,
+        num_heads: int = 2,
+        img_size: int = 16,
+        patch_size: int = 4,
+        mlp_ratio: float = 2.0,
+        frozen_mode: Any = "eval",
+        drop_path: float = 0.0,
+    ) -> None:
+        from timm.models.vision_transformer import VisionTransformer
+
+        net = seeded(
+            lambda: VisionTransformer(
+                img_size=img_size,
+                patch_size=patch_size,
+                embed_dim=width,
+                depth=depth,
+                num_heads=num_heads,
+                mlp_ratio=mlp_ratio,
+                num_classes=0,
+                drop_path_rate=drop_path,
+            )
+        )
+        self.img_size = img_size
+        self.width = width
+        b = AnatomyBuilder(net)
+        b.raw("cls", "cls_token", decay=False)
+        b.raw("pos", "pos_embed")
+        b.op("embed", "patch_embed.proj")
+        b.port("embed.out", "norm_pre", "out", width=width)
+        for i in range(depth):
+            timm_block(b, i, width=width, heads=num_heads)
+        b.enter("blocks")
+        b.port("final.norm.in", "norm", "in", width=width, allows=("read", "add", "replace", "tokens"))
+        b.op("norm", "norm")
+        b.port("final.norm.out", "norm", "out", width=width, allows=("read", "add", "replace", "tokens"))
+        layout = TokenLayout(segments=(Segment("cls", 1), Segment("patches", None)), body="grid", prompt_index=1)
+        super().__init__(net, b.build(layouts={"blocks": layout}), frozen_mode=frozen_mode)
+
+    @property
+    def feature_width(self) -> int:
+        return self.width
+
+    def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
+        tokens = self.network.forward_features(batch["image"])
+        return Features(tokens, self.anatomy.layouts["blocks"])
+
+    def example_batch(self, batch_size: int = 2) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        return {"image": torch.randn(batch_size, 3, self.img_size, self.img_size, generator=generator)}
+
+    def blocks_for_checkpointing(self, *, enabled: bool) -> None:
+        self.network.set_grad_checkpointing(enabled)
+
+
+def timm_block(
+    b: AnatomyBuilder, i: int, *, width: int, heads: int, prefix: str = "blocks", stack: str = "blocks"
+) -> None:
+    """Sites and ports of one timm ViT block, in order of execution."""
+    path = f"{prefix}.{i}"
+    stream = ("read", "add", "replace", "tokens")
+    b.enter(stack, i)
+    b.port("block.in", path, "in", width=width, allows=stream)
+    b.op("norm", f"{path}.norm1")
+    b.port("attn.norm.out", f"{path}.norm1", "out", width=width)
+    b.fused(
+        "attn.qkv",
+        f"{path}.attn.qkv",
+        {"attn.q": f"{path}.attn.q", "attn.k": f"{path}.attn.k", "attn.v": f"{path}.attn.v"},
+        heads=heads,
+    )
+    b.op("attn.out", f"{path}.attn.proj")
+    b.port("attn.out", f"{path}.attn", "out", width=width)
+    b.port("attn.branch", f"{path}.drop_path1", "out", width=width)
+    b.port("mlp.norm.in", f"{path}.norm2", "in", width=width)
+    b.op("norm", f"{path}.norm2")
+    b.port("mlp.norm.out", f"{path}.norm2", "out", width=width)
+    b.op("mlp.in", f"{path}.mlp.fc1")
+    b.op("mlp.out", f"{path}.mlp.fc2")
+    b.port("mlp.out", f"{path}.mlp", "out", width=width)
+    b.port("mlp.branch", f"{path}.drop_path2", "out", width=width)
+    b.port("block.out", path, "out", width=width, allows=stream)
+
+
+class TinyCLIP(Backbone):
+    """open_clip's CLIP at toy size: two stacks, packed attention weights read inside a function."""
+
+    modality = "clip"
+    depth = 2
+
+    def __init__(self, *, frozen_mode: Any = "eval") -> None:
+        from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+        net = seeded(
+            lambda: CLIP(
+                embed_dim=16,
+                vision_cfg=CLIPVisionCfg(layers=2, width=32, head_width=16, image_size=16, patch_size=4),
+                text_cfg=CLIPTextCfg(context_length=8, vocab_size=50, width=24, heads=2, layers=2),
+            )
+        )
+        b = AnatomyBuilder(net, stack="visual")
+        b.raw("cls", "visual.class_embedding", owner="visual", called_owner=True, decay=False)
+        b.raw("pos", "visual.positional_embedding", owner="visual", called_owner=True)
+        b.op("embed", "visual.conv1")
+        b.op("norm", "visual.ln_pre")
+        b.port("embed.out", "visual.ln_pre", "out", width=32)
+        for i in range(self.depth):
+            self._block(b, "visual", f"visual.transformer.resblocks.{i}", i, width=32, tokens=True)
+        b.enter("visual")
+        b.port("final.norm.in", "visual.ln_post", "in", width=32, allows=("read", "add", "replace"))
+        b.op("norm", "visual.ln_post")
+        b.port("final.norm.out", "visual.ln_post", "out", width=32, allows=("read", "add", "replace"))
+        b.raw("proj", "visual.proj", owner="visual", called_owner=True)
+        b.enter("text")
+        b.op("embed", "token_embedding", name="text.token_embedding")
+        b.raw("pos", "positional_embedding")
+        for i in range(self.depth):
+            self._block(b, "text", f"transformer.resblocks.{i}", i, width=24, tokens=False)
+        b.enter("text")
+        b.op("norm", "ln_final")
+        b.raw("proj", "text_projection")
+        layouts = {
+            "visual": TokenLayout(segments=(Segment("cls", 1), Segment("patches", None)), body="grid", prompt_index=1),
+            "text": TokenLayout(
+                segments=(Segment("text", None),),
+                body="sequence",
+                prompt_index=None,
+                reason="the causal mask has a fixed length",
+            ),
+        }
+        super().__init__(net, b.build(layouts=layouts), frozen_mode=frozen_mode)
+
+    @staticmethod
+    def _block(b: AnatomyBuilder, stack: str, path: str, i: int, *, width: int, tokens: bool) -> None:
+        stream = ("read", "add", "replace", "tokens") if tokens else ("read", "add", "replace")
+        name = f"{stack}.blocks.{i}"
+        b.enter(stack, i)
+        b.port("block.in", path, "in", width=width, allows=stream)
+        b.op("norm", f"{path}.ln_1", name=f"{name}.norm1")
+        b.port("attn.norm.out", f"{path}.ln_1", "out", width=width)
+        parts = {"attn.q": f"{name}.attn.q", "attn.k": f"{name}.attn.k", "attn.v": f"{name}.attn.v"}
+        b.fused(
+            "attn.qkv",
+            f"{path}.attn",
+            parts,
+            tensor="in_proj_weight",
+            bias="in_proj_bias",
+            name=f"{name}.attn.qkv",
+            heads=2,
+            called=False,
+        )
+        b.read("attn.out", f"{path}.attn.out_proj", owner=f"{path}.attn", name=f"{name}.attn.out")
+        b.port("attn.out", f"{path}.attn", "out", width=width, item=0)
+        b.port("attn.branch", f"{path}.ls_1", "out", width=width)
+        b.port("mlp.norm.in", f"{path}.ln_2", "in", width=width)
+        b.op("norm", f"{path}.ln_2", name=f"{name}.norm2")
+        b.port("mlp.norm.out", f"{path}.ln_2", "out", width=width)
+        b.op("mlp.in", f"{path}.mlp.c_fc", name=f"{name}.mlp.in")
+        b.op("mlp.out", f"{path}.mlp.c_proj", name=f"{name}.mlp.out")
+        b.port("mlp.out", f"{path}.mlp", "out", width=width)
+        b.port("mlp.branch", f"{path}.ls_2", "out", width=width)
+        b.port("block.out", path, "out", width=width, allows=stream)
+
+    @property
+    def feature_width(self) -> int:
+        return 32
+
+    def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
+        image = self.network.encode_image(batch["image"])
+        text = self.network.encode_text(batch["text"])
+        return Features(torch.cat([image, text], dim=-1)[:, None], None)
+
+    def example_batch(self, batch_size: int = 2) -> dict[str, Tensor]:
+        g = torch.Generator().manual_seed(1)
+        return {
+            "image": torch.randn(batch_size, 3, 16, 16, generator=g),
+            "text": torch.randint(1, 50, (batch_size, 8), generator=g),
+        }
+
+    def blocks_for_checkpointing(self, *, enabled: bool) -> None:
+        self.network.set_grad_checkpointing(enabled)
+
+
+class TinyUNet(Backbone):
+    """diffusers' UNet2DConditionModel at toy size: convolutions, group norms, self- and cross-attention."""
+
+    modality = "diffusion"
+
+    def __init__(self, *, frozen_mode: Any = "eval") -> None:
+        from diffusers import UNet2DConditionModel
+
+        net = seeded(
+            lambda: UNet2DConditionModel(
+                sample_size=8,
+                block_out_channels=(8, 16),
+                layers_per_block=1,
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                cross_attention_dim=12,
+                attention_head_dim=4,
+                norm_num_groups=4,
+            )
+        )
+        b = AnatomyBuilder(net, stack="unet")
+        self._ops = {"unet.down": 0, "unet.mid": 0, "unet.up": 0}
+        b.op("conv", "conv_in")
+        b.op("time", "time_embedding.linear_1")
+        b.op("time", "time_embedding.linear_2")
+        for i, down in enumerate(net.down_blocks):
+            self._stage(b, "unet.down", f"down_blocks.{i}", down)
+        b.enter("unet.mid")
+        self._stage(b, "unet.mid", "mid_block", net.mid_block)
+        for i, up in enumerate(net.up_blocks):
+            self._stage(b, "unet.up", f"up_blocks.{i}", up)
+        b.enter("unet")
+        b.op("norm", "conv_norm_out")
+        b.op("conv", "conv_out")
+        super().__init__(net, b.build(layouts={}), frozen_mode=frozen_mode)
+
+    def _stage(self, b: AnatomyBuilder, stack: str, path: str, stage: nn.Module) -> None:
+        resnets = len(stage.resnets)
+        attentions = len(getattr(stage, "attentions", ()))
+        # The middle block runs resnet, attention, resnet; the others alternate.
+        for i in range(resnets):
+            b.enter(stack)
+            self._resnet(b, f"{path}.resnets.{i}", stage.resnets[i])
+            if i < attentions:
+                width = stage.attentions[i].proj_out.out_channels
+                b.op("norm", f"{path}.attentions.{i}.norm")
+                b.op("conv", f"{path}.attentions.{i}.proj_in")
+                self._transformer(b, stack, f"{path}.attentions.{i}.transformer_blocks.0", self._ops[stack], width)
+                self._ops[stack] += 1
+                b.enter(stack)
+                b.op("conv", f"{path}.attentions.{i}.proj_out")
+        for kind in ("downsamplers", "upsamplers"):
+            for i, sampler in enumerate(getattr(stage, kind, None) or ()):
+                if getattr(sampler, "conv", None) is not None:
+                    b.op("conv", f"{path}.{kind}.{i}.conv")
+
+    @staticmethod
+    def _resnet(b: AnatomyBuilder, path: str, module: nn.Module) -> None:
+        b.op("norm", f"{path}.norm1")
+        b.op("conv", f"{path}.conv1")
+        b.op("time.proj", f"{path}.time_emb_proj")
+        b.op("norm", f"{path}.norm2")
+        b.op("conv", f"{path}.conv2")
+        if module.conv_shortcut is not None:
+            b.op("conv", f"{path}.conv_shortcut")
+
+    @staticmethod
+    def _transformer(b: AnatomyBuilder, stack: str, path: str, index: int, width: int) -> None:
+        b.enter(stack, index)
+        b.port("block.in", path, "in", width=width, allows=("read", "add", "replace"))
+        for norm, attn, role in (("norm1", "attn1", "attn"), ("norm2", "attn2", "cross")):
+            b.op("norm", f"{path}.{norm}")
+            b.port(f"{role}.norm.out", f"{path}.{norm}", "out", width=width)
+            for part, name in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("out", "to_out.0")):
+                b.op(f"{role}.{part}", f"{path}.{attn}.{name}")
+            b.port(f"{role}.out", f"{path}.{attn}", "out", width=width)
+        b.port("mlp.norm.in", f"{path}.norm3", "in", width=width)
+        b.op("norm", f"{path}.norm3")
+        b.port("mlp.norm.out", f"{path}.norm3", "out", width=width)
+        b.op("mlp.in", f"{path}.ff.net.0.proj")
+        b.op("mlp.out", f"{path}.ff.net.2")
+        b.port("mlp.out", f"{path}.ff", "out", width=width)
+        b.port("block.out", path, "out", width=width, allows=("read", "add", "replace"))
+
+    @property
+    def feature_width(self) -> int:
+        return 4
+
+    def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
+        context.put("time", batch["time"])
+        out = self.network(batch["sample"], batch["time"], encoder_hidden_states=batch["text"]).sample
+        return Features(out, None)
+
+    def example_batch(self, batch_size: int = 2) -> dict[str, Tensor]:
+        g = torch.Generator().manual_seed(1)
+        return {
+            "sample": torch.randn(batch_size, 4, 8, 8, generator=g),
+            "time": torch.randint(0, 1000, (batch_size,), generator=g),
+            "text": torch.randn(batch_size, 5, 12, generator=g),
+        }
+
+    def blocks_for_checkpointing(self, *, enabled: bool) -> None:
+        (self.network.enable_gradient_checkpointing if enabled else self.network.disable_gradient_checkpointing)()
