@@ -5,6 +5,7 @@ from peft_modal.anatomy.backbone import Backbone, FrozenMode
 from peft_modal.anatomy.builder import AnatomyBuilder
 from peft_modal.anatomy.context import Context, Contexts, in_backward
 from peft_modal.anatomy.layout import Features, FeatureSpec, Segment, TokenLayout
+from peft_modal.anatomy.registered import registered, registrations
 from peft_modal.anatomy.selector import Selector
 from peft_modal.anatomy.sites import Port, WeightSite
 
@@ -23,4 +24,6 @@ __all__ = [
     "TokenLayout",
     "WeightSite",
     "in_backward",
+    "registered",
+    "registrations",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from peft_modal.anatomy.anatomy import Anatomy
 from peft_modal.anatomy.context import Context, Contexts
 from peft_modal.anatomy.layout import Features, FeatureSpec
+from peft_modal.anatomy.registered import registered
 
 FrozenMode = Literal["eval", "reference"]
 
@@ -100,9 +101,7 @@ class Backbone(nn.Module, ABC):
         """
         holder_path, _, name = path.rpartition(".")
         holder = self.network.get_submodule(holder_path)
-        found = holder._parameters.get(name)  # noqa: SLF001 — getattr would return what stands in for it
-        if found is None:
-            found = holder._buffers.get(name)  # noqa: SLF001
+        found = registered(holder, name)
         if found is None:
             raise KeyError(path)
         return found

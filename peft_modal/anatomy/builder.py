@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from peft_modal.anatomy.anatomy import Anatomy
 from peft_modal.anatomy.layout import TokenLayout
+from peft_modal.anatomy.registered import has_parameter_slot, registered
 from peft_modal.anatomy.sites import Access, Operation, Port, Reach, Side, WeightSite
 
 _CALLED: frozenset[Reach] = frozenset({"call", "weight", "leaf"})
@@ -55,14 +56,14 @@ class AnatomyBuilder:
             return
         weight = module.get_parameter("weight")
         reach = _READ if op == "embedding" else _CALLED
-        bias = "bias" if "bias" in module._parameters else None  # noqa: SLF001 — a None-valued slot counts too
+        bias = "bias" if has_parameter_slot(module, "bias") else None
         self.sites.append(
             WeightSite(
                 name=name, role=role, stack=self.stack, block=self.block, holder=path, tensor="weight", owner=path,
                 op=op, shape=tuple(weight.shape), reach=reach, bias=bias, out_dim=out_dim, heads=heads,
             )
         )  # fmt: skip
-        self._bias(role, path, "bias", owner=path, name=name)
+        self._bias(role, path, "bias", owner=path, name=name, out_dim=out_dim)
 
     def fused(
         self, role: str, path: str, parts: Mapping[str, str], *, tensor: str = "weight", bias: str = "bias",
@@ -103,7 +104,7 @@ class AnatomyBuilder:
                     shape=(rows, *weight.shape[1:]),
                     rows=(index * rows, (index + 1) * rows),
                     **common,  # type: ignore[arg-type]
-                )  # fmt: skip
+                )
             )
         self._bias(role, path, bias, owner=path, name=name)
 
@@ -150,26 +151,28 @@ class AnatomyBuilder:
         )
 
     def _norm(self, role: str, path: str, module: nn.Module, name: str, out_dim: int) -> None:
+        slot = "bias" if has_parameter_slot(module, "bias") else None  # RMSNorm has none
         for tensor, part in (("weight", "scale"), ("bias", "shift")):
-            if module._parameters.get(tensor) is None:  # noqa: SLF001 — norms without affine parameters have no site
+            if registered(module, tensor) is None:  # norms without affine parameters have no site
                 continue
             shape = tuple(module.get_parameter(tensor).shape)
             self.sites.append(
                 WeightSite(
                     name=name if part == "scale" else f"{name}.shift", role=f"{role}.{part}", stack=self.stack,
                     block=self.block, holder=path, tensor=tensor, owner=path, op="norm", shape=shape,
-                    reach=_CALLED, bias="bias" if part == "scale" else None, out_dim=out_dim,
+                    reach=_CALLED, bias=slot if part == "scale" else None, out_dim=out_dim,
                 )
             )  # fmt: skip
 
-    def _bias(self, role: str, path: str, tensor: str, *, owner: str, name: str) -> None:
+    def _bias(self, role: str, path: str, tensor: str, *, owner: str, name: str, out_dim: int = -1) -> None:
         holder = self.network.get_submodule(path)
-        if holder._parameters.get(tensor) is None:  # noqa: SLF001 — a missing bias is no site
+        if registered(holder, tensor) is None:
             return
         self.sites.append(
             WeightSite(
                 name=f"{name}.bias", role=f"bias.{role}", stack=self.stack, block=self.block, holder=path,
                 tensor=tensor, owner=owner, op="raw", shape=tuple(holder.get_parameter(tensor).shape), reach=_READ,
+                out_dim=out_dim,
             )
         )  # fmt: skip
 

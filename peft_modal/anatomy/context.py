@@ -42,7 +42,7 @@ class Context:
         """Publish a value; done by the backbone before its first block."""
         self._values[key] = value
 
-    def get(self, key: str) -> Any:
+    def get(self, key: str) -> Any:  # noqa: ANN401 — the reader knows what the backbone has put
         """Read a published value.
 
         Raises:
@@ -55,7 +55,7 @@ class Context:
         return self._values[key]
 
     def once(self, key: str, compute: Callable[[], T]) -> T:
-        """Compute a value at its first use in this pass and share it with every layer; gradients do not flow into it."""
+        """Compute a value at its first use in this pass, without gradients, and share it with every layer."""
         if key not in self._values:
             with torch.no_grad():
                 self._values[key] = compute()
@@ -79,7 +79,7 @@ class Contexts:
         """Remember that the pass which made `output` is open until its backward has run or its graph is gone."""
         if output.requires_grad and self._current is not None:
             sentinel = _Sentinel()
-            output.register_hook(sentinel)
+            output.register_hook(sentinel)  # type: ignore[no-untyped-call]
             self._open.append((weakref.ref(sentinel), self._current))
 
     def current(self) -> Context:
@@ -93,8 +93,8 @@ class Contexts:
             alive = [context for ref, context in self._open if ref() is not None]
             if len(alive) > 1:
                 raise ContextError(
-                    f"a checkpointed block is computed again while {len(alive)} forward passes are open, so its context "
-                    "is ambiguous; call backward after each forward, or switch gradient checkpointing off"
+                    f"a checkpointed block is computed again while {len(alive)} forward passes are open, so its "
+                    "context is ambiguous; call backward after each forward, or switch gradient checkpointing off"
                 )
             if alive:
                 return alive[0]
@@ -118,5 +118,5 @@ class _Sentinel:
     def __init__(self) -> None:
         self.seen = False
 
-    def __call__(self, grad: Tensor) -> None:
+    def __call__(self, _grad: Tensor) -> None:
         self.seen = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from peft_modal.errors import SelectionError
 
@@ -29,7 +28,7 @@ class Selector:
     """Regular expression searched in the names."""
 
     @classmethod
-    def parse(cls, value: Any) -> Selector:
+    def parse(cls, value: object) -> Selector:
         """Read what a configuration holds.
 
         Raises:
@@ -40,18 +39,20 @@ class Selector:
         if isinstance(value, str):
             return cls(roles=(value,))
         if isinstance(value, Sequence):
-            return cls(roles=tuple(str(role) for role in value))
+            return cls(roles=_names("roles", value))
         if not isinstance(value, Mapping):
             raise SelectionError(f"a selection is a role, a list of roles or a mapping with {_KEYS}, not {value!r}")
         unknown = sorted(set(value) - set(_KEYS))
         if unknown:
             raise SelectionError(f"a selection has no key '{unknown[0]}'; its keys are {', '.join(_KEYS)}")
-        roles, blocks, stacks = value.get("roles"), value.get("blocks"), value.get("stacks")
+        path = value.get("path")
+        if path is not None and not isinstance(path, str):
+            raise SelectionError(f"path: expected a regular expression, got {path!r}")
         return cls(
-            roles=None if roles is None else (roles,) if isinstance(roles, str) else tuple(roles),
-            blocks=_parse_blocks(blocks),
-            stacks=None if stacks is None else (stacks,) if isinstance(stacks, str) else tuple(stacks),
-            path=value.get("path"),
+            roles=_names("roles", value.get("roles")),
+            blocks=_parse_blocks(value.get("blocks")),
+            stacks=_names("stacks", value.get("stacks")),
+            path=path,
         )
 
     def matches_role(self, role: str, *, exact: bool = False) -> bool:
@@ -102,7 +103,17 @@ class Selector:
         return ", ".join(parts) or "everything"
 
 
-def _parse_blocks(value: Any) -> str | tuple[int, ...] | None:
+def _names(key: str, value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, Sequence) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    raise SelectionError(f"{key}: expected a name or a list of names, got {value!r}")
+
+
+def _parse_blocks(value: object) -> str | tuple[int, ...] | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -112,7 +123,7 @@ def _parse_blocks(value: Any) -> str | tuple[int, ...] | None:
     if isinstance(value, Mapping) and len(value) == 1:
         key, count = next(iter(value.items()))
         return f"{key}: {count}"
-    if isinstance(value, Sequence) and all(isinstance(i, int) for i in value):
+    if isinstance(value, Sequence) and all(isinstance(i, int) and not isinstance(i, bool) for i in value):
         return tuple(value)
     raise SelectionError(f"blocks: expected indices or a text such as 'last: 4', '::2' or '0.5:', got {value!r}")
 
@@ -125,10 +136,10 @@ def _blocks_from_text(text: str, depth: int) -> range:
     fields = text.split(":")
     if len(fields) in {2, 3}:
         try:
-            bounds = [_bound(part, depth) for part in fields[:2]]
+            start, stop = _bound(fields[0], depth), _bound(fields[1], depth)
             step = int(fields[2]) if len(fields) == 3 and fields[2].strip() else None
-            return range(*slice(*bounds, step).indices(depth))
-        except ValueError:
+            return range(*slice(start, stop, step).indices(depth))
+        except (ValueError, OverflowError):
             pass
     raise SelectionError(
         f"blocks: {text!r} is none of 'first: 2', 'last: 4', '2:6', '::2', '0.5:' or a list of indices"

@@ -5,18 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from peft_modal.anatomy import Backbone, Port, WeightSite
+from peft_modal.anatomy import Backbone, Port, WeightSite, registrations
 from peft_modal.attach.attachment import Attachment
 from peft_modal.attach.branch import BranchAttachment, BranchMode
 from peft_modal.attach.lifecycle import LifeCycle
 from peft_modal.attach.listeners import Listeners
 from peft_modal.attach.namespace import Namespace
-from peft_modal.attach.prompts import PromptAttachment, PromptPlace, PromptSet, PromptSource
+from peft_modal.attach.prompts import PromptAttachment, PromptPlace, PromptSet, PromptSource, refuse_blocks
 from peft_modal.attach.sparse import SparseEntries
 from peft_modal.attach.taps import TapAttachment
 from peft_modal.attach.updates import LowRankUpdate, can_update
@@ -41,7 +41,8 @@ class Adapter(nn.Module):
     Args:
         backbone: The backbone to attach to.
         name: Unique among the adapters of the backbone.
-        propagates: Whether gradients flow through the backbone; if not, only taps are allowed and they cut the gradient.
+        propagates: Whether gradients flow through the backbone; if not, only taps are allowed, and they cut the
+            gradient.
     """
 
     def __init__(self, backbone: Backbone, name: str, *, propagates: bool = True) -> None:
@@ -96,7 +97,8 @@ class Adapter(nn.Module):
             return
         if update.dropout:
             raise AttachError(
-                f"'{site.name}' is read inside a function, so its update cannot drop inputs; set dropout to 0 or leave it out"
+                f"'{site.name}' is read inside a function, where inputs cannot be dropped; set dropout to 0 or leave "
+                "that site out"
             )
         self._hang(TransformAttachment(self._order(), site, LowRankTransform(update)))
 
@@ -158,7 +160,7 @@ class Adapter(nn.Module):
         """Insert prompts at the input of `blocks`; see `PromptSet`.
 
         Raises:
-            AttachError: The stack takes no prompts, or the export's name is taken.
+            AttachError: The stack takes no prompts, the blocks do not suit, or the export's name is taken.
         """
         self._must_propagate("a prompt")
         anatomy = self.backbone.anatomy
@@ -168,7 +170,10 @@ class Adapter(nn.Module):
             raise AttachError(f"'{stack}' takes no prompts: {reason}")
         if export is not None and export in self.backbone.exports:
             raise AttachError(f"another adapter already hands '{export}' to the head")
-        chosen = tuple(sorted(blocks))
+        chosen = tuple(sorted(set(blocks)))
+        refused = refuse_blocks(chosen, depth=anatomy.depth[stack], survives=survives, exported=export is not None)
+        if refused:
+            raise AttachError(f"prompts in '{stack}': {refused}")
         ports = tuple(
             (b, anatomy.port("block.in", stack=stack, block=b), anatomy.port("block.out", stack=stack, block=b))
             for b in chosen
@@ -194,10 +199,13 @@ class Adapter(nn.Module):
         """Read a port into the context and `Features.extras[key]`.
 
         Raises:
-            AttachError: The port cannot be read.
+            AttachError: The port cannot be read, or the key is taken.
         """
         if "read" not in port.allows:
             raise AttachError(f"port '{port.name}' cannot be read")
+        attached = (a for other in self.backbone.adapters.values() for a in other.attachments)
+        if any(isinstance(a, TapAttachment) and a.key == key for a in attached):
+            raise AttachError(f"another tap already reads into '{key}'; choose another key")
         self._hang(TapAttachment(self._order(), port, key, detach=not self.propagates))
 
     def own(self, site: WeightSite) -> nn.Parameter:
@@ -218,11 +226,14 @@ class Adapter(nn.Module):
             AttachError: It is owned already, or cannot be trained.
         """
         original = self.backbone.tensor(path)
-        places = _places(self.backbone.network, original)
+        places = registrations(self.backbone.network, original)
         holder, _, tensor = path.rpartition(".")
+        for attachment in self.attachments:
+            if isinstance(attachment, LeafAttachment) and attachment.places == places:
+                if attachment.path == path:
+                    raise AttachError(f"'{path}' is trained twice by one adapter")
+                return getattr(attachment.source, attachment.attribute)
         level = self.backbone_tensors.descend((self._scope + holder).rstrip("."))
-        if tensor in level._parameters or tensor in level._buffers:
-            raise AttachError(f"'{path}' is trained twice by one adapter")
         copy = original.detach().clone()
         if not trained:
             level.register_buffer(tensor, copy)
@@ -233,7 +244,7 @@ class Adapter(nn.Module):
             level.register_parameter(tensor, nn.Parameter(copy))
             if not decay:
                 self.no_decay.add(f"backbone.{(self._scope + path)}")
-        self._hang(LeafAttachment(self._order(), places, level, tensor))
+        self._hang(LeafAttachment(self._order(), places, level, tensor, path=path))
         return getattr(level, tensor)
 
     def owns(self, path: str) -> bool:
@@ -270,10 +281,12 @@ class Adapter(nn.Module):
         Raises:
             AttachError: Part of the adapter has no defined scaling.
         """
-        for attachment in self.attachments:
-            reason = attachment.set_weight(value)
-            if reason:
-                raise AttachError(f"{reason}; switch the adapter with enable() instead")
+        reasons = [attachment.set_weight(value) for attachment in self.attachments]
+        refused = next((reason for reason in reasons if reason), None)
+        if refused:
+            for attachment in self.attachments:
+                attachment.set_weight(self._weight)
+            raise AttachError(f"{refused}; switch the adapter with enable() instead")
         self._weight = value
         if self.is_enabled:
             self.enable(on=False)
@@ -359,19 +372,10 @@ class Adapter(nn.Module):
         leaves = [a for a in self.attachments if isinstance(a, LeafAttachment)] if self.is_enabled else []
         for attachment in leaves:
             attachment.unhang(self.backbone)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for attachment in leaves:
             attachment.hang(self.backbone)
         return self
-
-
-def _places(network: nn.Module, tensor: Tensor) -> tuple[tuple[str, str], ...]:
-    found = []
-    for path, module in network.named_modules():
-        for name, own in (*module._parameters.items(), *module._buffers.items()):
-            if own is tensor:
-                found.append((path, name))
-    return tuple(found)
 
 
 def forget_compiled() -> None:

@@ -29,7 +29,11 @@ class FoldedWeights:
         self.tensors: dict[tuple[str, str], Tensor | None] = {}
 
     def get(self, holder: str, tensor: str) -> Tensor | None:
-        """The working copy; None for a bias that does not exist."""
+        """The working copy; None for a bias that does not exist.
+
+        Raises:
+            MergeError: The tensor is stored in an integer format.
+        """
         key = (holder, tensor)
         if key not in self.tensors:
             try:
@@ -78,6 +82,7 @@ class Attachment(ABC):
         Raises:
             MergeError: It has no equivalent in plain weights.
         """
+        del weights
         raise MergeError(
             f"{self.describe()} has no equivalent in plain weights; keep the adapter file beside the backbone"
         )
@@ -86,7 +91,7 @@ class Attachment(ABC):
         """Scale the effect; the reason where that is not defined."""
         return None if weight == 1.0 else f"{self.describe()} cannot be weighted"
 
-    def clear(self) -> None:
+    def clear(self) -> None:  # noqa: B027 — optional: most keep nothing
         """Let go of tensors kept between hooks."""
 
     @abstractmethod

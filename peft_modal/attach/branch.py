@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from peft_modal.anatomy import Backbone, Port, WeightSite
+from peft_modal.anatomy import Backbone, Contexts, Port, WeightSite
 from peft_modal.attach.attachment import Attachment, FoldedWeights, FoldStage, scaled
 from peft_modal.attach.hub import Phase, hang, unhang
 from peft_modal.errors import AttachError, MergeError
@@ -43,16 +44,18 @@ class BranchAttachment(Attachment):
         self.touches = (tap.module, inject.module)
         self.weight = 1.0
         self.slot: Tensor | None = None
-        self.contexts = None
+        self.contexts: Contexts | None = None
         self._read = _Read(self)
         self._write = _Write(self)
 
+    @override
     def hang(self, backbone: Backbone) -> None:
         self.contexts = backbone.contexts if getattr(self.module, "uses_context", False) else None
         if self.mode == "add":
             hang(backbone, self.tap, Phase.BRANCH, self.order, self._read)
         hang(backbone, self.inject, Phase.BRANCH, self.order, self._write)
 
+    @override
     def unhang(self, backbone: Backbone) -> None:
         if self.mode == "add":
             unhang(backbone, self.tap, self._read)
@@ -63,12 +66,15 @@ class BranchAttachment(Attachment):
         """The module's output."""
         return self.module(tensor) if self.contexts is None else self.module(tensor, self.contexts.current())
 
+    @override
     def clear(self) -> None:
         self.slot = None
 
+    @override
     def set_weight(self, weight: float) -> None:
         self.weight = weight
 
+    @override
     def fold(self, weights: FoldedWeights) -> None:
         site = self.folds_into
         if site is None or site.bias is None:
@@ -86,6 +92,7 @@ class BranchAttachment(Attachment):
         weights.set(site.holder, site.tensor, new_weight)
         weights.set(site.holder, site.bias, new_bias)
 
+    @override
     def describe(self) -> str:
         return f"a branch from '{self.tap.name}' to '{self.inject.name}'"
 

@@ -1,25 +1,27 @@
 """Stand-in tensors: what a module reads in place of a registered tensor, and how several adapters share one.
 
-Python finds `module.__dict__[name]` before `nn.Module.__getattr__` looks into parameters and buffers. A tensor put there
-hides the registered one from the module's forward and leaves keys, order and values of the state dict, classes, deepcopy
-and pickle alone.
+Python finds `module.__dict__[name]` before `nn.Module.__getattr__` looks into parameters and buffers. A tensor put
+there hides the registered one from the module's forward and leaves keys, order and values of the state dict, classes,
+deepcopy and pickle alone.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from peft_modal.anatomy import Backbone
+from peft_modal.anatomy import Backbone, registered
 from peft_modal.errors import AttachError
 
 
 class Transform(Protocol):
     """Computes an effective tensor from the one below it; None stands for a missing bias."""
 
-    def __call__(self, tensor: Tensor | None) -> Tensor: ...
+    def __call__(self, tensor: Tensor | None, /) -> Tensor:
+        """The effective tensor."""
+        ...
 
 
 class TensorChain:
@@ -36,8 +38,7 @@ class TensorChain:
         """The uppermost leaf, else the registered tensor (None for a bias that does not exist)."""
         if self.leaves:
             return self.leaves[-1][1]
-        registered = self.holder._parameters.get(self.tensor)  # noqa: SLF001 — the registered tensor, not its stand-in
-        return registered if registered is not None else self.holder._buffers.get(self.tensor)  # noqa: SLF001
+        return registered(self.holder, self.tensor)
 
     def show(self) -> None:
         """Compute the effective tensor and let it stand in."""
@@ -79,12 +80,12 @@ class OwnerHooks:
             owner.register_forward_hook(self.after, always_call=True),
         )
 
-    def before(self, _module: nn.Module, _args: Any) -> None:
+    def before(self, _module: nn.Module, _args: object) -> None:
         """Forward pre-hook of the owner."""
         for chain in self.chains:
             chain.show()
 
-    def after(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+    def after(self, _module: nn.Module, _args: object, _output: object) -> None:
         """Forward hook of the owner."""
         for chain in self.chains:
             chain.rest()

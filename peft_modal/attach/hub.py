@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from peft_modal.anatomy import Backbone, Port
 from peft_modal.errors import AttachError
+
+Output: TypeAlias = Tensor | tuple[Any, ...]
 
 
 class Phase(IntEnum):
@@ -25,7 +27,9 @@ class Phase(IntEnum):
 class Action(Protocol):
     """Reads or replaces the tensor at a port."""
 
-    def __call__(self, tensor: Tensor) -> Tensor: ...
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """What goes on in place of `tensor`."""
+        ...
 
 
 class PortHub:
@@ -60,7 +64,11 @@ class PortHub:
     def before(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Forward pre-hook of the module."""
+        """Forward pre-hook of the module.
+
+        Raises:
+            AttachError: The module is called without the input that an action waits for.
+        """
         for _, item, action in self.actions:
             if isinstance(item, int) and item < len(args):
                 args = (*args[:item], action(args[item]), *args[item + 1 :])
@@ -70,7 +78,7 @@ class PortHub:
                 raise AttachError(f"the module is called without its input {item!r}, where an adapter acts")
         return args, kwargs
 
-    def after(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+    def after(self, _module: nn.Module, _args: object, output: Output) -> Output:
         """Forward hook of the module."""
         for _, item, action in self.actions:
             if isinstance(output, tuple):

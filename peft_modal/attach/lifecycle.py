@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 StatePolicy = Literal["keep", "drop", "reset"]
-Losses = Callable[[Any], Mapping[str, Tensor]]
+Batch: TypeAlias = Any  # whatever the data module yields
+Output: TypeAlias = Any  # whatever the task makes of it
+Losses = Callable[[Batch], Mapping[str, Tensor]]
 
 
 class LifeCycle(nn.Module):
@@ -24,7 +26,7 @@ class LifeCycle(nn.Module):
     Its parameters and buffers are saved with the adapter.
     """
 
-    def prepare(self, batches: Iterable[Any], loss: Losses) -> None:
+    def prepare(self, batches: Iterable[Batch], loss: Losses) -> None:
         """Calibrate before the optimiser exists; may still change sites, indices and shapes."""
 
     def on_fit_start(self, run: Run) -> None:
@@ -36,7 +38,7 @@ class LifeCycle(nn.Module):
     def step_begin(self, step: int) -> None:
         """An optimiser step begins, before its first forward."""
 
-    def penalty(self, batch: Any, output: Any) -> Mapping[str, Tensor]:
+    def penalty(self, batch: Batch, output: Output) -> Mapping[str, Tensor]:
         """Terms added to the task's losses, each logged by its name."""
         del batch, output
         return {}
@@ -113,7 +115,8 @@ class ParameterService:
 
         Args:
             names: Names as in the run's `named_parameters`.
-            state: What happens to the optimiser state of what is switched off (`drop`) or on (`reset`); `keep` keeps it.
+            state: What happens to the optimiser state of what is switched off (`drop`) or on (`reset`); `keep` keeps
+                it.
 
         Raises:
             KeyError: A name is unknown.
@@ -161,7 +164,7 @@ class ParameterService:
                         return
         raise KeyError("no optimiser holds the parameter to be replaced")
 
-    def add(self, name: str, parameter: nn.Parameter, **options: Any) -> None:
+    def add(self, name: str, parameter: nn.Parameter, **options: object) -> None:
         """Train one more parameter, in a group of its own with the given optimiser options.
 
         Raises:

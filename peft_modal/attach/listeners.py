@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from torch import Tensor
 
 from peft_modal.attach.attachment import Attachment
-from peft_modal.attach.lifecycle import EVENTS, LifeCycle, Losses, Run, total
+from peft_modal.attach.lifecycle import EVENTS, Batch, LifeCycle, Losses, Output, Run, total
 from peft_modal.errors import AttachError
 
 
@@ -42,7 +41,7 @@ class Listeners:
         """Events that a listener waits for and that never came: a method must not degrade in silence."""
         return tuple(event for event in EVENTS if self.wants(event) and event not in self._came)
 
-    def prepare(self, batches: Iterable[Any], loss: Losses) -> None:
+    def prepare(self, batches: Iterable[Batch], loss: Losses) -> None:
         """See `LifeCycle.prepare`; batches are read only where a listener calibrates."""
         self._tell("prepare", list(batches) if self.wants("prepare") else (), loss)
 
@@ -58,10 +57,14 @@ class Listeners:
         """See `LifeCycle.step_begin`."""
         self._tell("step_begin", step)
 
-    def penalty(self, batch: Any, output: Any) -> dict[str, Tensor]:
-        """See `LifeCycle.penalty`."""
+    def penalty(self, batch: Batch, output: Output) -> dict[str, Tensor]:
+        """See `LifeCycle.penalty`; terms of one name add up."""
         self._came.add("penalty")
-        return {name: value for member in self._members for name, value in member.penalty(batch, output).items()}
+        terms: dict[str, Tensor] = {}
+        for member in self._members:
+            for name, value in member.penalty(batch, output).items():
+                terms[name] = terms[name] + value if name in terms else value
+        return terms
 
     def compute_gradients(
         self,
@@ -95,7 +98,7 @@ class Listeners:
         """See `LifeCycle.finalise`."""
         self._tell("finalise")
 
-    def _tell(self, event: str, *arguments: Any) -> None:
+    def _tell(self, event: str, *arguments: object) -> None:
         self._came.add(event)
         for member in self._members:
             getattr(member, event)(*arguments)

@@ -1,16 +1,19 @@
 """The fused low-rank linear: forward and backward of all slices of one weight in one autograd function.
 
-The rank is the row count of every small product (`down @ x.T`, `up.T @ g.T`), which BLAS computes several times faster on
-a CPU than the same products the other way round, and outputs are updated in place.
+The rank is the row count of every small product (`down @ x.T`, `up.T @ g.T`), which BLAS computes several times faster
+on a CPU than the same products the other way round, and outputs are updated in place.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
+
+SavedFor: TypeAlias = Any  # torch's context takes any attribute
+Argument: TypeAlias = Any  # tensors, None for a missing bias, and the tuple of slices
 
 
 class LowRankLinear(torch.autograd.Function):
@@ -20,16 +23,19 @@ class LowRankLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slices: tuple[tuple[int, int, float], ...],
-        *factors: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """Compute y; `factors` holds all downs, then all ups, in the order of `slices` = (first row, last row, scale)."""
+    def forward(ctx: SavedFor, x: Tensor, *rest: Argument) -> Tensor:
+        """Compute y.
+
+        `rest` is weight, bias, `slices` of (first row, last row, scale), and in their order all downs, then all ups.
+        """
+        # Not declared one by one: without gradients torch.compile drops `ctx` from a call with as many arguments as
+        # forward declares, which one pair of factors would be.
+        weight, bias, slices, *factors = rest
         downs, ups = factors[: len(slices)], factors[len(slices) :]
         flat = x.reshape(-1, x.shape[-1])
         down = downs[0] if len(downs) == 1 else torch.cat(downs)
         hidden = down @ flat.T
-        y = F.linear(flat, weight, bias)
+        y = functional.linear(flat, weight, bias)
         rank = 0
         for (first, last, scale), up in zip(slices, ups, strict=True):
             y[:, first:last].addmm_(hidden[rank : rank + up.shape[1]].T, up.T, alpha=scale)
@@ -40,7 +46,7 @@ class LowRankLinear(torch.autograd.Function):
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: SavedFor, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight and bias (None where not asked for), and of the factors."""
         flat, weight, down, hidden, *ups = ctx.saved_tensors
         g = grad.reshape(-1, grad.shape[-1])

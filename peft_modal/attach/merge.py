@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from peft_modal.anatomy import Backbone
+from peft_modal.anatomy import Backbone, registered, registrations
 from peft_modal.attach.adapter import Adapter
 from peft_modal.attach.attachment import Attachment, FoldedWeights
 from peft_modal.errors import MergeError
@@ -27,9 +27,13 @@ def merge_(backbone: Backbone, adapters: Sequence[Adapter] | None = None) -> flo
         The largest rounding deviation over all changed entries.
 
     Raises:
-        MergeError: Something has no equivalent in plain weights, or an adapter that stays shares a module.
+        MergeError: Something has no equivalent in plain weights, an adapter is switched off, an adapter that stays
+            shares a module, or a tied tensor would change in one of its places only.
     """
     folding = list(backbone.adapters.values()) if adapters is None else list(adapters)
+    for adapter in folding:
+        if not adapter.is_enabled:
+            raise MergeError(f"adapter '{adapter.name}' is switched off or detached; enable it, or leave it out")
     attachments = [a for adapter in folding for a in adapter.attachments]
     _refuse_shared(backbone, folding, attachments)
     folded = FoldedWeights(backbone)
@@ -38,6 +42,7 @@ def merge_(backbone: Backbone, adapters: Sequence[Adapter] | None = None) -> flo
             attachment.fold(folded)
     for attachment in sorted(attachments, key=lambda a: (a.stage or 0, a.order)):
         attachment.fold(folded)
+    _refuse_untied(backbone, folded)
     for adapter in folding:
         adapter.detach()
     deviation = 0.0
@@ -59,11 +64,23 @@ def _refuse_shared(backbone: Backbone, folding: Sequence[Adapter], attachments: 
             )
 
 
+def _refuse_untied(backbone: Backbone, folded: FoldedWeights) -> None:
+    for (holder, tensor), value in folded.tensors.items():
+        own = registered(backbone.network.get_submodule(holder), tensor)
+        if own is None or value is None:
+            continue
+        for place in registrations(backbone.network, own):
+            other = folded.tensors.get(place)
+            if place != (holder, tensor) and (other is None or not torch.equal(other, value)):
+                raise MergeError(
+                    f"'{holder}.{tensor}' and '{place[0]}.{place[1]}' are one tensor, which cannot take the change of "
+                    "one of them; keep the adapter file beside the backbone"
+                )
+
+
 @torch.no_grad()
 def _write(module: nn.Module, tensor: str, value: Tensor) -> float:
-    own = module._parameters.get(tensor)  # noqa: SLF001 — the registered tensor
-    if own is None:
-        own = module._buffers.get(tensor)  # noqa: SLF001
+    own = registered(module, tensor)
     if own is None:
         reference = next(module.parameters())
         rounded = value.to(reference.dtype)

@@ -16,12 +16,14 @@ class Namespace(nn.Module):
         """
         level = self
         for part in path.split(".") if path else ():
-            child = level._modules.get(part)
+            child = _child(level, part)
             if child is None:
                 child = Namespace()
                 level.add_module(part, child)
             if not isinstance(child, Namespace):
-                raise ValueError(f"'{path}' lies below the module '{part}', which is not a namespace")
+                raise ValueError(  # noqa: TRY004 — the name is taken
+                    f"'{path}' lies below the module '{part}', which is not a namespace"
+                )
             level = child
         return level
 
@@ -33,6 +35,10 @@ class Namespace(nn.Module):
         """
         parent, _, name = path.rpartition(".")
         level = self.descend(parent)
-        if name in level._modules:
+        if _child(level, name) is not None:
             raise ValueError(f"two modules of one adapter are called '{path}'")
         level.add_module(name, module)
+
+
+def _child(level: nn.Module, name: str) -> nn.Module | None:
+    return level._modules.get(name)  # noqa: SLF001 — `named_children` skips a module's second name

@@ -1,7 +1,7 @@
 """Prompts: inserted at a block's input with their positions, stripped at its output, re-inserted where they survive.
 
-Equal to keeping the tokens in the sequence to the bit, and the only form that works where the network adds positions of a
-fixed length before every block. Pooling and dense heads never see a prompt.
+Equal to keeping the tokens in the sequence to the bit, and the only form that works where the network adds positions of
+a fixed length before every block. Pooling and dense heads never see a prompt.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from peft_modal.anatomy import Backbone, Context, Port, TokenLayout, in_backward
 from peft_modal.attach.attachment import Attachment
@@ -31,6 +32,7 @@ class PromptSource(nn.Module):
     def positions(self, block: int) -> Tensor | None:
         """Positions added to the prompts at the input of `block`, (T, D), or None for tokens without positions."""
         del block
+        return None
 
 
 class PromptSet:
@@ -88,6 +90,21 @@ def _still_statistics(source: nn.Module) -> Iterator[None]:
                 norm.num_batches_tracked.copy_(count)
 
 
+def refuse_blocks(blocks: tuple[int, ...], *, depth: int, survives: bool, exported: bool) -> str | None:
+    """Why prompts cannot enter these ascending blocks of a stack, or None."""
+    if not blocks:
+        return "no block is chosen"
+    if not 0 <= blocks[0] <= blocks[-1] < depth:
+        return f"blocks {list(blocks)} are outside 0..{depth - 1}"
+    if survives and blocks != tuple(range(blocks[0], blocks[-1] + 1)):
+        return f"surviving prompts enter consecutive blocks, not {list(blocks)}"
+    if exported and not survives:
+        return "the head reads the final state of prompts, so they must survive"
+    if exported and blocks[-1] != depth - 1:
+        return f"the head reads prompts behind the last block {depth - 1}, these leave after block {blocks[-1]}"
+    return None
+
+
 class PromptAttachment(Attachment):
     """Hangs a prompt set on the blocks it enters, and on the final norm where the head reads it."""
 
@@ -103,6 +120,7 @@ class PromptAttachment(Attachment):
         self.touches = tuple(port.module for _, port, _ in ports)
         self.actions: list[tuple[Port, _Insert | _Strip]] = []
 
+    @override
     def hang(self, backbone: Backbone) -> None:
         # Inserting in order of attachment and stripping in the opposite order keeps every set contiguous. The hub sorts
         # by order, so the strip carries its negative.
@@ -118,6 +136,7 @@ class PromptAttachment(Attachment):
         if self.prompts.export is not None:
             backbone.exports[self.prompts.export] = self.prompts.num_tokens
 
+    @override
     def unhang(self, backbone: Backbone) -> None:
         for port, action in self.actions:
             unhang(backbone, port, action)
@@ -125,6 +144,7 @@ class PromptAttachment(Attachment):
         if self.prompts.export is not None:
             backbone.exports.pop(self.prompts.export, None)
 
+    @override
     def describe(self) -> str:
         return f"prompts in {len(self.ports)} blocks"
 
@@ -141,6 +161,7 @@ class _Insert:
             entering = context.carry[prompts.name, self.block]
         else:
             entering = prompts.entering(context, self.block, sequence.shape[0])
+        assert entering.shape[1] == prompts.num_tokens, "a source must make as many prompts as it declares"
         index = layout.prompt_index if prompts.place == "prefix" else sequence.shape[1]
         parts = [sequence[:, :index], entering.to(sequence.dtype), sequence[:, index:]]
         return torch.cat(parts, dim=1).movedim(1, layout.token_dim)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from peft_modal.anatomy import Backbone, WeightSite
 from peft_modal.attach.low_rank_function import LowRankLinear
 from peft_modal.attach.updates import LowRankUpdate
 
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_PLAIN_LINEAR = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,27 +51,29 @@ class SiteCall:
         del self.module.__dict__["forward"]
         return True
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """The module's operation and every update."""
         fused = [e for e in self.entries if not e.update.drops and type(self.module) in _PLAIN_LINEAR]
         if fused and not args and not kwargs:
             y = self._fused(x, fused)
             rest = [e for e in self.entries if e not in fused]
         else:
-            y = type(self.module).forward(self.module, x, *args, **kwargs)  # type: ignore[operator]
+            y = type(self.module).forward(self.module, x, *args, **kwargs)
             rest = self.entries
         for entry in rest:
             y = _add_rows(y, self._single(x, entry), entry, dim=entry.site.out_dim)
         return y
 
     def _fused(self, x: Tensor, entries: list[Entry]) -> Tensor:
-        weight, bias = self.module.weight, self.module.bias
+        module = self.module
+        assert isinstance(module, nn.Linear)
+        weight, bias = module.weight, module.bias
         pairs = [e.update.factors() for e in entries]
         tensors = [x, weight, bias, *(down for down, _ in pairs), *(up for _, up in pairs)]
         dtype = _compute_dtype(x, weight)
         tensors = [None if t is None else t.to(dtype) for t in tensors]
         slices = tuple((*e.rows, e.update.scale * e.weight) for e in entries)
-        return LowRankLinear.apply(*tensors[:3], slices, *tensors[3:])  # type: ignore[no-untyped-call]
+        return LowRankLinear.apply(*tensors[:3], slices, *tensors[3:])
 
     def _single(self, x: Tensor, entry: Entry) -> Tensor:
         down, up = entry.update.factors()
@@ -80,19 +82,17 @@ class SiteCall:
         dtype = _compute_dtype(x, x)
         x, down, up = x.to(dtype), down.to(dtype), up.to(dtype)
         if entry.site.op == "linear":
-            return F.linear(F.linear(x, down), up) * scale
-        conv = _CONV[down.dim() - 2]
+            return functional.linear(functional.linear(x, down), up) * scale
         module = self.module
-        hidden = conv(x, down, None, module.stride, module.padding, module.dilation)  # type: ignore[arg-type]
-        return conv(hidden, up) * scale
+        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        # The module's own stride, padding, dilation and padding mode.
+        hidden = module._conv_forward(x, down, None)  # noqa: SLF001 — the modules offer no other way to pass a weight
+        return _CONV[up.dim() - 2](hidden, up) * scale
 
 
 def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-
-
-_PLAIN_LINEAR = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
 def _add_rows(y: Tensor, delta: Tensor, entry: Entry, *, dim: int) -> Tensor:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+SavedFor: TypeAlias = Any  # torch's context takes any attribute
 
 
 class WriteEntries(torch.autograd.Function):
     """W with `values` written at flat positions `index`; backward gathers k gradients and lets the dense one go."""
 
     @staticmethod
-    def forward(ctx: Any, base: Tensor, values: Tensor, index: Tensor) -> Tensor:
+    def forward(ctx: SavedFor, base: Tensor, values: Tensor, index: Tensor) -> Tensor:
         """The written weight, of the shape of `base`."""
         ctx.save_for_backward(index)
         ctx.values_dtype = values.dtype
         return base.flatten().index_copy(0, index, values.to(base.dtype)).view_as(base)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
+    def backward(ctx: SavedFor, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
         """Gradient of the base (only where it is itself computed from something trained) and of the values."""
         (index,) = ctx.saved_tensors
         flat = grad.flatten()
@@ -46,7 +48,7 @@ class SparseEntries(nn.Module):
         index = index.to(torch.int64).flatten()
         if index.numel() and (int(index.min()) < 0 or int(index.max()) >= weight.numel()):
             raise ValueError(f"a position is outside the {weight.numel()} entries of the weight")
-        if index.unique().numel() != index.numel():
+        if torch.unique(index).numel() != index.numel():
             raise ValueError("a position is chosen twice")
         self.register_buffer("index", index)
         self.values = nn.Parameter(weight.detach().flatten().index_select(0, index.to(weight.device)).clone())
@@ -56,8 +58,8 @@ class SparseEntries(nn.Module):
         if torch.is_autocast_enabled(weight.device.type):
             # Written in full precision; the operation casts the result itself.
             with torch.autocast(weight.device.type, enabled=False):
-                return WriteEntries.apply(weight, self.values, self.index)  # type: ignore[no-untyped-call]
-        return WriteEntries.apply(weight, self.values, self.index)  # type: ignore[no-untyped-call]
+                return WriteEntries.apply(weight, self.values, self.index)
+        return WriteEntries.apply(weight, self.values, self.index)
 
     def resize(self, count: int) -> None:
         """Make room for `count` entries, before a state of that size is loaded."""

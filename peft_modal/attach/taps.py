@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import override
 
 from peft_modal.anatomy import Backbone, Port
 from peft_modal.attach.attachment import Attachment
@@ -31,12 +32,15 @@ class TapAttachment(Attachment):
         self.backbone.contexts.current().taps[self.key] = tensor.detach() if self.cut else tensor
         return tensor
 
+    @override
     def hang(self, backbone: Backbone) -> None:
         self.backbone = backbone
         hang(backbone, self.port, Phase.TAP_IN if self.port.side == "in" else Phase.TAP_OUT, self.order, self)
 
+    @override
     def unhang(self, backbone: Backbone) -> None:
         unhang(backbone, self.port, self)
 
+    @override
     def describe(self) -> str:
         return f"a tap at '{self.port.name}'"

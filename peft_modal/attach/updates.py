@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from peft_modal.anatomy import WeightSite
 
@@ -45,7 +45,8 @@ class LowRankUpdate(nn.Module):
     def reset_parameters(self) -> None:
         """Draw `down`, zero `up`."""
         if self.init == "kaiming":
-            nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+            bound = 1.0 / math.sqrt(max(1, math.prod(self.down.shape[1:])))
+            nn.init.uniform_(self.down, -bound, bound)
         else:
             nn.init.normal_(self.down, std=1.0 / self.down.shape[0])
         nn.init.zeros_(self.up)
@@ -61,7 +62,7 @@ class LowRankUpdate(nn.Module):
 
     def drop(self, x: Tensor) -> Tensor:
         """The input after dropout."""
-        return F.dropout(x, self.dropout, training=self.training) if self.dropout else x
+        return functional.dropout(x, self.dropout, training=self.training) if self.dropout else x
 
     def delta(self) -> Tensor:
         """The weight change, of the site's logical shape."""
@@ -72,7 +73,7 @@ class LowRankUpdate(nn.Module):
 def can_update(site: WeightSite, *, groups: int) -> str | None:
     """Why a low-rank update cannot act on a site, or None."""
     if site.op not in {"linear", "conv"}:
-        return f"it is a {site.op} tensor; low-rank updates act on linears and convolutions"
+        return f"its operation is '{site.op}'; low-rank updates act on linears and convolutions"
     if groups != 1:
         return f"it is a convolution with {groups} groups; a low-rank update of a grouped convolution is not defined"
     return None

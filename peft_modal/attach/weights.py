@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from peft_modal.anatomy import Backbone, WeightSite
 from peft_modal.attach.attachment import Attachment, FoldedWeights, FoldStage, scaled
@@ -23,22 +24,26 @@ class UpdateAttachment(Attachment):
         super().__init__(order)
         self.site = site
         self.update = update
-        self.touches = (site.owner,)
+        self.touches = (site.owner, site.holder)
         self.entry: Entry | None = None
         self.weight = 1.0
 
+    @override
     def hang(self, backbone: Backbone) -> None:
         self.entry = Entry(self.order, self.site, self.update, self.weight)
         hang_update(backbone, self.entry)
 
+    @override
     def unhang(self, backbone: Backbone) -> None:
         if self.entry is not None:
             unhang_update(backbone, self.entry)
             self.entry = None
 
+    @override
     def set_weight(self, weight: float) -> None:
         self.weight = weight
 
+    @override
     def fold(self, weights: FoldedWeights) -> None:
         whole = weights.get(self.site.holder, self.site.tensor)
         assert whole is not None
@@ -48,6 +53,7 @@ class UpdateAttachment(Attachment):
         folded[first:last] += self.weight * delta.view_as(folded[first:last])
         weights.set(self.site.holder, self.site.tensor, folded)
 
+    @override
     def describe(self) -> str:
         return f"a low-rank update of '{self.site.name}'"
 
@@ -70,7 +76,8 @@ class TransformAttachment(Attachment):
     Args:
         order: See `Attachment`.
         site: The weight site.
-        transform: Module that maps the site's slice to its effective value; for a bias that does not exist it gets None.
+        transform: Module that maps the site's slice to its effective value; for a bias that does not exist it gets
+            None.
         tensor: Attribute name where it is not the site's own, e.g. its bias.
     """
 
@@ -81,10 +88,10 @@ class TransformAttachment(Attachment):
         self.site = site
         self.transform = transform
         self.tensor = tensor or site.tensor
-        self.touches = (site.owner,)
+        self.touches = (site.owner, site.holder)
         self.weight = 1.0
 
-    def __call__(self, whole: Tensor | None) -> Tensor:
+    def __call__(self, whole: Tensor | None, /) -> Tensor:
         """The effective whole tensor."""
         return self._apply(whole, self.transform)
 
@@ -95,15 +102,19 @@ class TransformAttachment(Attachment):
         part = whole[rows[0] : rows[1]]
         return torch.cat([whole[: rows[0]], scaled(part, transform(part), self.weight), whole[rows[1] :]])
 
+    @override
     def hang(self, backbone: Backbone) -> None:
         push_transform(backbone, self.site.holder, self.tensor, self.site.owner, self, self.order)
 
+    @override
     def unhang(self, backbone: Backbone) -> None:
         drop_transform(backbone, self.site.holder, self.tensor, self.site.owner, self)
 
+    @override
     def set_weight(self, weight: float) -> None:
         self.weight = weight
 
+    @override
     def fold(self, weights: FoldedWeights) -> None:
         with torch.no_grad():
             whole = weights.get(self.site.holder, self.tensor)
@@ -112,6 +123,7 @@ class TransformAttachment(Attachment):
                 transform = transform.to(whole.device)
             weights.set(self.site.holder, self.tensor, self._apply(whole, transform))
 
+    @override
     def describe(self) -> str:
         return f"a computed '{self.site.name}'"
 
@@ -124,15 +136,19 @@ class LeafAttachment(Attachment):
         places: (holder, tensor) of every module that registers the tensor; several where it is tied.
         source: Module that owns the stand-in.
         attribute: Name of the stand-in in `source`.
+        path: The one of the tensor's names under which it was asked for.
     """
 
     stage = FoldStage.LEAF
 
-    def __init__(self, order: int, places: tuple[tuple[str, str], ...], source: nn.Module, attribute: str) -> None:
+    def __init__(
+        self, order: int, places: tuple[tuple[str, str], ...], source: nn.Module, attribute: str, *, path: str
+    ) -> None:
         super().__init__(order)
         self.places = places
         self.source = source
         self.attribute = attribute
+        self.path = path
         self.touches = tuple(holder for holder, _ in places)
 
     @property
@@ -140,22 +156,25 @@ class LeafAttachment(Attachment):
         """The stand-in."""
         return getattr(self.source, self.attribute)
 
+    @override
     def hang(self, backbone: Backbone) -> None:
         for holder, tensor in self.places:
             push_leaf(backbone, holder, tensor, self.value, self.order)
 
+    @override
     def unhang(self, backbone: Backbone) -> None:
         for holder, tensor in self.places:
             drop_leaf(backbone, holder, tensor, self.order)
 
+    @override
     def fold(self, weights: FoldedWeights) -> None:
         for holder, tensor in self.places:
             value = self.value.detach()
             weights.set(holder, tensor, value.to(torch.float64) if value.is_floating_point() else value.clone())
 
+    @override
     def describe(self) -> str:
-        holder, tensor = self.places[0]
-        return f"a trained '{holder}.{tensor}'"
+        return f"a trained '{self.path}'"
 
 
 class ReplaceSlice(nn.Module):

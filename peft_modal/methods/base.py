@@ -54,7 +54,7 @@ class Method(ABC):
         seed = int(torch.randint(2**62, (1,), generator=generator))
         try:
             with torch.random.fork_rng(devices=[]):
-                torch.random.default_generator.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
                 self.build(adapter)
             self._own_common(adapter)
         except BaseException as error:

@@ -25,7 +25,11 @@ class BitFit(Method):
         self.sites = Selector.parse(sites)
 
     def build(self, adapter: Adapter) -> None:
-        """One leaf per bias."""
+        """One leaf per bias.
+
+        Raises:
+            AttachError: No selected site is a bias.
+        """
         selected = adapter.backbone.anatomy.select(self.sites, needs="leaf")
         biases = [site for site in selected if site.role.startswith("bias.") or site.role.endswith(".shift")]
         if not biases:

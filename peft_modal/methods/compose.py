@@ -31,6 +31,14 @@ class Compose(Method):
             else:
                 raise ConfigError(f"method.methods[{index}]: expected a mapping with 'name', got {item!r}")
 
+    @classmethod
+    def example(cls) -> Compose:
+        """LoRA and norm tuning together, for tables and tests that make every method without arguments."""
+        from peft_modal.methods.lora import LoRA
+        from peft_modal.methods.norm_tuning import NormTuning
+
+        return cls(methods=[LoRA(rank=2), NormTuning()])
+
     @property
     def identity_at_init(self) -> bool:  # type: ignore[override]
         """All of its methods start as the identity."""

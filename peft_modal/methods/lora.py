@@ -15,14 +15,15 @@ from peft_modal.methods.base import Method
 class LoRA(Method):
     """Low-rank updates of chosen weights (Hu et al., ICLR 2022, arXiv:2106.09685).
 
-    y = W x + scale * B A x with A (rank, in) and B (out, rank); B starts at zero. For a convolution A has the kernel and B
-    is 1x1. Row slices of a fused tensor (`attn.q` of a packed qkv) get their own pair; the exact role of the whole tensor
-    (`attn.qkv`) gets one pair. Merges exactly.
+    y = W x + scale * B A x with A (rank, in) and B (out, rank); B starts at zero. For a convolution A has the kernel
+    and B is 1x1. Row slices of a fused tensor (`attn.q` of a packed qkv) get their own pair; the exact role of the
+    whole tensor (`attn.qkv`) gets one pair. Merges exactly.
 
     Args:
         sites: Weight sites to update; see `Selector`.
         rank: Rank of every update.
-        alpha: Numerator of the scale: alpha / rank, or alpha / sqrt(rank) with `rank_stabilised`. None for a scale of 1.
+        alpha: Numerator of the scale: alpha / rank, or alpha / sqrt(rank) with `rank_stabilised`. None for a scale
+            of 1.
         dropout: Probability of zeroing an input channel of the update; impossible where a weight is read inside a
             function (MultiheadAttention).
         rank_stabilised: Divide by sqrt(rank) (Kalajdzievski, 2023, arXiv:2312.03732).

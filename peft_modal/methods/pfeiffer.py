@@ -7,20 +7,23 @@ from typing import Any
 from peft_modal.anatomy import Selector
 from peft_modal.attach import Adapter
 from peft_modal.methods.base import Method, select_blocks
-from peft_modal.methods.bottleneck import Activation, Bottleneck, must_be_channels_last
+from peft_modal.methods.bottleneck import Activation, Bottleneck, check_options, must_be_channels_last
 
 
 class Pfeiffer(Method):
     """One sequential bottleneck per block, on the MLP's output before the residual is added (arXiv:2005.00247).
 
-    m = MLP(LN x); m = m + U(GELU(D m)); x = x + DropPath(m). D is Kaiming, U zero: with both at zero, as in code that is
-    still in circulation, only U's bias would ever learn.
+    m = MLP(LN x); m = m + U(GELU(D m)); x = x + DropPath(m). D is Kaiming, U zero: with both at zero, as in code that
+    is still in circulation, only U's bias would ever learn.
 
     Args:
         hidden_dim: Width of the bottleneck.
         blocks: Blocks to adapt; see `Selector` (`last: 4`, indices, ...); None for all.
         activation: Nonlinearity.
         dropout: Probability of zeroing a hidden channel.
+
+    Raises:
+        ConfigError: `hidden_dim` is below 1 or `dropout` outside 0..1.
     """
 
     identity_at_init = True
@@ -29,6 +32,7 @@ class Pfeiffer(Method):
         self, *, hidden_dim: int = 64, blocks: str | list[int] | dict[str, Any] | None = None,
         activation: Activation = "gelu", dropout: float = 0.0,
     ) -> None:  # fmt: skip
+        check_options(hidden_dim=hidden_dim, dropout=dropout)
         self.hidden_dim = hidden_dim
         self.where = Selector.parse({"blocks": blocks})
         self.activation: Activation = activation

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from peft_modal.anatomy import Selector
 from peft_modal.attach import Adapter
+from peft_modal.errors import ConfigError
 from peft_modal.methods.base import Method
 
 
@@ -22,24 +23,31 @@ class SSF(Method):
     Args:
         sites: Operations to modulate; None for every linear, convolution and norm.
         init_std: Standard deviation of scale around 1 and of shift around 0.
+
+    Raises:
+        ConfigError: `init_std` is negative.
     """
 
     identity_at_init = False
 
     def __init__(self, *, sites: str | list[str] | dict[str, Any] | None = None, init_std: float = 0.02) -> None:
         self.sites = Selector() if sites is None else Selector.parse(sites)
+        if init_std < 0:
+            raise ConfigError(f"method.init_std: {init_std} is negative")
         self.init_std = init_std
 
     def build(self, adapter: Adapter) -> None:
         """One pair of vectors per operation, on its output where it is called, else in its weight and bias."""
         anatomy = adapter.backbone.anatomy
         for site in anatomy.select(self.sites, needs=("call", "weight"), fused=True, optional=True):
-            if site.op not in {"linear", "conv", "norm"} or site.bias is None:
+            if site.op not in {"linear", "conv", "norm"} or site.role.endswith(".shift"):
                 continue
             affine = ScaleShift(site.shape[0], channel_dim=site.out_dim, init_std=self.init_std)
             if "call" in site.reach and site.rows is None:
                 port = anatomy.output_port(site)
-                adapter.branch(port, port, affine, name=site.name, mode="apply", folds_into=site)
+                # Without a bias slot (RMSNorm) there is nothing that the shift could fold into.
+                foldable = site if site.bias is not None else None
+                adapter.branch(port, port, affine, name=site.name, mode="apply", folds_into=foldable)
             else:
                 adapter.reparametrise(site, ScaledWeight(affine))
                 adapter.reparametrise(site, ShiftedBias(affine, site.rows), name="", bias=True)
@@ -109,7 +117,11 @@ class ShiftedBias(nn.Module):
         self.rows = rows
 
     def forward(self, bias: Tensor | None) -> Tensor:
-        """B (out) or None to (out)."""
+        """B (out) or None to (out).
+
+        Raises:
+            ValueError: A slice of a fused tensor has no bias.
+        """
         if bias is None:
             if self.rows is not None:
                 raise ValueError("a row slice without a bias cannot be shifted; modulate the whole fused tensor")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class VPT(Method):
         stacks: Token stacks to act on; None for every one that takes prompts.
 
     Raises:
-        ConfigError: `num_tokens` is below 1.
+        ConfigError: `num_tokens` is below 1 or `dropout` outside 0..1.
     """
 
     identity_at_init = False
@@ -47,6 +48,8 @@ class VPT(Method):
     ) -> None:  # fmt: skip
         if num_tokens < 1:
             raise ConfigError(f"method.num_tokens: {num_tokens} is below 1")
+        if not 0.0 <= dropout < 1.0:
+            raise ConfigError(f"method.dropout: {dropout} is outside 0..1")
         self.num_tokens = num_tokens
         self.deep = deep
         self.place: Literal["prefix", "end"] = place
@@ -56,7 +59,11 @@ class VPT(Method):
         self.where = Selector.parse({"stacks": stacks})
 
     def build(self, adapter: Adapter) -> None:
-        """Prompts in every selected stack."""
+        """Prompts in every selected stack.
+
+        Raises:
+            AttachError: No selected stack takes prompts; says why.
+        """
         anatomy = adapter.backbone.anatomy
         refused = []
         found = False
@@ -102,8 +109,8 @@ class LearnedPrompts(PromptSource):
     """
 
     def __init__(
-        self, *, num_blocks: int, num_tokens: int, width: int, with_positions: bool, bound: Any, init: PromptInit,
-        dropout: float,
+        self, *, num_blocks: int, num_tokens: int, width: int, with_positions: bool, bound: Callable[[int], float],
+        init: PromptInit, dropout: float,
     ) -> None:  # fmt: skip
         super().__init__()
         self.bound, self.init = bound(width), init

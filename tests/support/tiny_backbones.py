@@ -7,12 +7,14 @@ stacks) and a diffusers U-Net (convolutions, cross-attention). Their real backbo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from peft_modal.anatomy import AnatomyBuilder, Backbone, Context, Features, Segment, TokenLayout
+from peft_modal.anatomy import AnatomyBuilder, Backbone, Context, Features, FeatureSpec, Segment, TokenLayout
 
 
 def seeded(build: Any) -> Any:
@@ -70,17 +72,21 @@ class TinyViT(Backbone):
         super().__init__(net, b.build(layouts={"blocks": layout}), frozen_mode=frozen_mode)
 
     @property
+    @override
     def feature_width(self) -> int:
         return self.width
 
+    @override
     def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
         tokens = self.network.forward_features(batch["image"])
         return Features(tokens, self.anatomy.layouts["blocks"])
 
+    @override
     def example_batch(self, batch_size: int = 2) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(1)
         return {"image": torch.randn(batch_size, 3, self.img_size, self.img_size, generator=generator)}
 
+    @override
     def blocks_for_checkpointing(self, *, enabled: bool) -> None:
         self.network.set_grad_checkpointing(enabled)
 
@@ -194,14 +200,22 @@ class TinyCLIP(Backbone):
         b.port("block.out", path, "out", width=width, allows=stream)
 
     @property
+    @override
     def feature_width(self) -> int:
         return 32
 
+    @override
+    def feature_spec(self) -> FeatureSpec:
+        # What is returned are the pooled embeddings of the two towers, not the tokens of a stack.
+        return replace(super().feature_spec(), layout=None)
+
+    @override
     def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
         image = self.network.encode_image(batch["image"])
         text = self.network.encode_text(batch["text"])
         return Features(torch.cat([image, text], dim=-1)[:, None], None)
 
+    @override
     def example_batch(self, batch_size: int = 2) -> dict[str, Tensor]:
         g = torch.Generator().manual_seed(1)
         return {
@@ -209,6 +223,7 @@ class TinyCLIP(Backbone):
             "text": torch.randint(1, 50, (batch_size, 8), generator=g),
         }
 
+    @override
     def blocks_for_checkpointing(self, *, enabled: bool) -> None:
         self.network.set_grad_checkpointing(enabled)
 
@@ -298,14 +313,17 @@ class TinyUNet(Backbone):
         b.port("block.out", path, "out", width=width, allows=("read", "add", "replace"))
 
     @property
+    @override
     def feature_width(self) -> int:
         return 4
 
+    @override
     def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
         context.put("time", batch["time"])
         out = self.network(batch["sample"], batch["time"], encoder_hidden_states=batch["text"]).sample
         return Features(out, None)
 
+    @override
     def example_batch(self, batch_size: int = 2) -> dict[str, Tensor]:
         g = torch.Generator().manual_seed(1)
         return {
@@ -314,5 +332,6 @@ class TinyUNet(Backbone):
             "text": torch.randn(batch_size, 5, 12, generator=g),
         }
 
+    @override
     def blocks_for_checkpointing(self, *, enabled: bool) -> None:
         (self.network.enable_gradient_checkpointing if enabled else self.network.disable_gradient_checkpointing)()

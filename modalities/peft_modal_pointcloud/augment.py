@@ -1,0 +1,83 @@
+"""Normalisation and augmentation of batches of point clouds; every random number comes from the generator passed in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from peft_modal.errors import ConfigError, nearest
+
+Augmentation = Callable[[Tensor, Generator], Tensor]
+"""Points (B, P, 3) and a CPU generator in, new points (B, P, 3) out."""
+
+
+def unit(points: Tensor) -> Tensor:
+    """A copy of points (..., P, 3) with the mean at the origin and the farthest point at distance 1.
+
+    A cloud whose points all coincide becomes zeros.
+    """
+    centred = points - points.mean(-2, keepdim=True)
+    farthest = centred.norm(dim=-1).amax(-1)[..., None, None]
+    return centred / torch.where(farthest > 0, farthest, 1.0)
+
+
+def scale_translate(
+    points: Tensor, generator: Generator, *, scale: tuple[float, float] = (2 / 3, 3 / 2), shift: float = 0.2
+) -> Tensor:
+    """Scale, then shift each axis of each cloud: p * s + t with s ~ U(scale), t ~ U(-shift, shift).
+
+    The defaults are those of Point-BERT (Yu et al., 2022) and Point-MAE (Pang et al., 2022).
+
+    Args:
+        points: (B, P, 3).
+        generator: CPU generator.
+        scale: Lowest and highest factor.
+        shift: Largest shift, in the units of the points.
+    """
+    low, high = scale
+    s, t = torch.rand(2, len(points), 1, 3, generator=generator).to(points)
+    return points * (low + (high - low) * s) + (2 * t - 1) * shift
+
+
+def rotate(points: Tensor, generator: Generator) -> Tensor:
+    """Turn each cloud (B, P, 3) about y by an angle a ~ U(0, 2 pi).
+
+    p R with the rows (cos a, 0, sin a), (0, 1, 0), (-sin a, 0, cos a), as the data code of Point-MAE does.
+    """
+    angle = 2 * math.pi * torch.rand(len(points), generator=generator).to(points)
+    turn = torch.zeros(len(points), 3, 3).to(points)
+    turn[:, 0, 0] = turn[:, 2, 2] = angle.cos()
+    turn[:, 0, 2], turn[:, 2, 0] = angle.sin(), -angle.sin()
+    turn[:, 1, 1] = 1
+    return points @ turn
+
+
+def jitter(points: Tensor, generator: Generator, *, sigma: float = 0.01, limit: float = 0.05) -> Tensor:
+    """Add Gaussian noise to every coordinate of points (B, P, 3), clipped at `limit` (Qi et al., PointNet, 2017)."""
+    noise = torch.randn(points.shape, generator=generator).to(points)
+    return points + (sigma * noise).clamp(-limit, limit)
+
+
+AUGMENTATIONS: Mapping[str, Augmentation] = {"jitter": jitter, "rotate": rotate, "scale_translate": scale_translate}
+
+
+def build_augment(names: Sequence[str]) -> Augmentation:
+    """The named augmentations one after another, in this order; no name leaves the points alone.
+
+    Raises:
+        ConfigError: A name is unknown.
+    """
+    unknown = [name for name in names if name not in AUGMENTATIONS]
+    if unknown:
+        raise ConfigError(*(f"augment: unknown name '{name}': {nearest(name, AUGMENTATIONS)}" for name in unknown))
+    steps = [AUGMENTATIONS[name] for name in names]
+
+    def augment(points: Tensor, generator: Generator) -> Tensor:
+        for step in steps:
+            points = step(points, generator)
+        return points
+
+    return augment

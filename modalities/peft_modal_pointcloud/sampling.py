@@ -1,0 +1,173 @@
+"""Cutting a cloud into local patches: farthest point sampling, nearest neighbours, grouping.
+
+Indices are computed in float32 whatever the precision of the run (half precision puts many points at one distance),
+carry no gradient, and are the same on every device up to rounding. Coordinates keep their gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from peft_modal.errors import ConfigError, DataError
+
+NEAR_ORIGIN = 1e-3
+"""Squared norm up to which farthest point sampling never picks a point."""
+
+_UNREACHED = 1e10
+_NEVER = -1.0
+
+
+@torch.no_grad()
+def farthest_point_sample(points: Tensor, num: int) -> Tensor:
+    """Picks `num` points per cloud, each the farthest from those picked before (Point-MAE, ECCV 2022).
+
+    Follows the PointNet++ kernel that all published point transformers were trained with, to the index: the first
+    pick is index 0; a point with |p|^2 <= 1e-3 is skipped, so it is picked only as index 0; among equally far points
+    the first one wins. Once every point is used up, picked indices come out again.
+
+    Args:
+        points: Coordinates (B, N, 3).
+        num: How many to pick; may exceed N, which repeats points.
+
+    Returns:
+        Indices (B, num), int64.
+
+    Raises:
+        ConfigError: `num` is below 1.
+        DataError: `points` is not (B, N, 3) with at least one point.
+    """
+    _check_points(points)
+    if num < 1:
+        raise ConfigError(f"farthest point sampling: num is {num}; ask for at least 1 point.")
+    batch = points.shape[0]
+    axes = points.detach().float().permute(2, 0, 1).contiguous()  # (3, B, N)
+    norm = axes.square().sum(0)
+    # The kernel compares its float with a double constant; float32(1e-3) lies just above it.
+    running = norm.new_full(norm.shape, _UNREACHED).masked_fill_(norm.double() <= NEAR_ORIGIN, _NEVER)
+    picked = torch.zeros(num, batch, 1, dtype=torch.long, device=points.device)
+
+    # This loop runs in every training step: each operation writes into memory taken once.
+    difference = torch.empty_like(axes)
+    squared, squared_y, squared_z = difference
+    farthest = running.new_empty(batch, 1)
+    for step in range(1, num):
+        torch.sub(axes, axes.gather(2, picked[step - 1].expand(3, batch, 1)), out=difference)
+        difference.mul_(difference)
+        squared.add_(squared_y).add_(squared_z)
+        torch.minimum(running, squared, out=running)
+        torch.max(running, 1, keepdim=True, out=(farthest, picked[step]))
+    return picked.squeeze(2).T.contiguous()
+
+
+@torch.no_grad()
+def knn(points: Tensor, centres: Tensor, k: int) -> Tensor:
+    """The `k` points nearest to every centre, nearest first; a centre that is itself a point is its own first.
+
+    Args:
+        points: Coordinates (B, N, 3).
+        centres: Coordinates (B, G, 3).
+        k: Neighbours per centre, at most N.
+
+    Returns:
+        Indices into the points (B, G, k), int64.
+
+    Raises:
+        ConfigError: `k` is below 1 or above N.
+        DataError: `points` or `centres` is not (B, N, 3), or their batch sizes differ.
+    """
+    _check_points(points)
+    _check_points(centres)
+    num_points = points.shape[1]
+    if centres.shape[0] != points.shape[0]:
+        raise DataError(f"nearest neighbours: {points.shape[0]} clouds but centres of {centres.shape[0]}.")
+    if not 1 <= k <= num_points:
+        raise ConfigError(
+            f"nearest neighbours: k is {k}, but every cloud has {num_points} points; use a patch size (group_size) "
+            f"from 1 to {num_points}, or clouds with more points."
+        )
+    with torch.autocast(points.device.type, enabled=False):
+        # The matrix-product form of the distance loses the small distances that decide a neighbourhood.
+        distances = torch.cdist(
+            centres.detach().float(), points.detach().float(), compute_mode="donot_use_mm_for_euclid_dist"
+        )
+    return distances.topk(k, dim=-1, largest=False, sorted=True).indices
+
+
+def gather_points(points: Tensor, indices: Tensor) -> Tensor:
+    """Coordinates (B, ..., 3) of the points (B, N, 3) that `indices` (B, ...) names; gradient flows to the points."""
+    flat = indices.flatten(1)[..., None].expand(-1, -1, points.shape[-1])
+    return points.gather(1, flat).reshape(*indices.shape, points.shape[-1])
+
+
+def group(points: Tensor, *, num_group: int, group_size: int) -> tuple[Tensor, Tensor]:
+    """Cuts every cloud into overlapping patches around spread-out centres.
+
+    Args:
+        points: Coordinates (B, N, 3).
+        num_group: Patches G per cloud.
+        group_size: Points M per patch, at most N.
+
+    Returns:
+        The patches (B, G, M, 3), relative to their centre and not rescaled, nearest point first; and the centres
+        (B, G, 3).
+
+    Raises:
+        ConfigError: `num_group` is below 1, or `group_size` is not in 1..N.
+        DataError: `points` is not (B, N, 3) with at least one point.
+    """
+    centres = gather_points(points, farthest_point_sample(points, num_group))
+    neighbourhood = gather_points(points, knn(points, centres, group_size))
+    return neighbourhood - centres[:, :, None], centres
+
+
+class Grouping(nn.Module):
+    """`group` as a module without parameters, so that others can read patches and centres at its output."""
+
+    def __init__(self, *, num_group: int, group_size: int) -> None:
+        super().__init__()
+        self.num_group = num_group
+        self.group_size = group_size
+
+    def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches (B, G, M, 3) and centres (B, G, 3) of `points` (B, N, 3)."""
+        return group(points, num_group=self.num_group, group_size=self.group_size)
+
+    def extra_repr(self) -> str:
+        """The two sizes, for `print(model)`."""
+        return f"num_group={self.num_group}, group_size={self.group_size}"
+
+
+def select_patches(values: Tensor, chosen: Tensor) -> Tensor:
+    """Keeps the chosen patches of every cloud, in patch order.
+
+    Args:
+        values: One entry per patch (B, G, ...).
+        chosen: Boolean (B, G), the same number K of ones in each row.
+
+    Returns:
+        The entries (B, K, ...).
+
+    Raises:
+        ConfigError: `chosen` is not a boolean (B, G), or its rows choose different numbers of patches.
+    """
+    if chosen.dtype != torch.bool or chosen.shape != values.shape[:2]:
+        raise ConfigError(
+            f"patch mask: expected a boolean tensor {tuple(values.shape[:2])}, got {chosen.dtype} "
+            f"{tuple(chosen.shape)}."
+        )
+    counts = chosen.sum(1)
+    if bool((counts != counts[0]).any()):
+        raise ConfigError(
+            f"patch mask: it takes {int(counts.min())} to {int(counts.max())} patches per cloud; every cloud of a "
+            "batch needs the same number."
+        )
+    return values[chosen].reshape(values.shape[0], -1, *values.shape[2:])
+
+
+def _check_points(points: Tensor) -> None:
+    if points.ndim != 3 or points.shape[2] != 3 or points.shape[1] < 1:
+        raise DataError(
+            f"point clouds: expected coordinates of shape (clouds, points, 3), got {tuple(points.shape)}; "
+            "drop further channels such as normals or colours, and stack clouds of one length."
+        )

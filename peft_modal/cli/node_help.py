@@ -1,0 +1,96 @@
+"""`--method.help NAME`: summary, paper, and every argument of a registered class."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from peft_modal.cli.listing import list_noun
+from peft_modal.cli.output import write, write_table
+from peft_modal.compose.composed import runtime_args
+from peft_modal.compose.describe import describe_type, show, type_hints
+from peft_modal.compose.plain import plain
+from peft_modal.registry import NOUNS, Noun, Registry
+
+_COLUMNS: Final = ("argument", "type", "default", "meaning")
+
+
+def requested_help(arguments: Sequence[str]) -> tuple[Noun, str | None] | None:
+    """The noun and the name asked for by `--<noun>.help [NAME]` anywhere among the arguments, None without it."""
+    for index, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        for noun in NOUNS:
+            if option == f"--{noun}.help":
+                following = next(iter(arguments[index + 1 :]), "")
+                name = value if equals else following
+                return noun, None if name.startswith("-") else name or None
+    return None
+
+
+def print_node_help(registry: Registry, noun: Noun, name: str | None) -> None:
+    """Print the help of one registered class, or the table of all of a noun."""
+    if name is None:
+        list_noun(registry, noun)
+        return
+    resolved = registry.resolve(noun, name, modality=None)
+    cls = registry.load(resolved)
+    text = inspect.getdoc(cls) or ""
+    write(f"{noun} {registry.name_of(resolved, modality=None)} ({cls.__module__}.{cls.__qualname__})")
+    write("\n" + (_description(text) or resolved.entry.summary))
+    if resolved.entry.paper:
+        write(f"\nPaper: {resolved.entry.paper}")
+    rows = _argument_rows(cls)
+    write("")
+    write_table("arguments", _COLUMNS, rows)
+
+
+def _argument_rows(cls: type) -> list[tuple[str, str, str, str]]:
+    documented = _argument_docs(cls)
+    hints = type_hints(cls)
+    skipped = runtime_args(cls)
+    rows = []
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name not in skipped and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
+            default = _default(cls, parameter)
+            rows.append((name, describe_type(hints[name]), default, " ".join(documented.get(name, "").split())))
+    return rows
+
+
+def _default(cls: type, parameter: inspect.Parameter) -> str:
+    if parameter.default is parameter.empty:
+        return "required"
+    value = parameter.default
+    if dataclasses.is_dataclass(cls):
+        field = next((field for field in dataclasses.fields(cls) if field.name == parameter.name), None)
+        # A factory stands in the signature as a marker only.
+        if field is not None and field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+    try:
+        return show(plain(value))
+    except TypeError:
+        return repr(value)
+
+
+def _argument_docs(cls: type) -> Mapping[str, str]:
+    """Texts from the class's and the constructor's `Args:`, and from the strings under attributes."""
+    import docstring_parser
+
+    constructor = vars(cls).get("__init__")
+    sources = [docstring_parser.parse(doc) for doc in (cls.__doc__, constructor and constructor.__doc__) if doc]
+    # A class whose source is not there has no texts under its attributes.
+    with contextlib.suppress(OSError, TypeError):
+        sources.append(docstring_parser.parse_from_object(cls))
+    return {p.arg_name: p.description or "" for source in reversed(sources) for p in source.params}
+
+
+def _description(text: str) -> str:
+    """The docstring up to its first section."""
+    lines = []
+    for line in text.splitlines():
+        if line.strip() in {"Args:", "Raises:", "Attributes:", "Yields:", "Returns:", "Example:", "Examples:"}:
+            break
+        lines.append(line)
+    return "\n".join(lines).strip()

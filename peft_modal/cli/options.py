@@ -1,0 +1,176 @@
+"""Verbs, their options, and how an argument list becomes `Options`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, NoReturn
+
+from peft_modal.compose.merge import TOP_LEVEL, split_overrides
+from peft_modal.errors import ConfigError, nearest
+from peft_modal.registry import NOUNS
+
+PROGRAM: Final = "peft-modal"
+KINDS: Final = ("modalities", "methods", "heads", "backbones", "tasks", "data", "configs")
+"""What `list` shows, in this order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What was typed; options that a verb does not have keep their defaults."""
+
+    verb: str
+    config: tuple[str, ...] = ()
+    """Names or paths of configurations, in order."""
+    overrides: tuple[str, ...] = ()
+    """`a.b=value` for `peft_modal.compose.compose`, in order."""
+    adapter: Path | None = None
+    input: Path | None = None
+    out: Path | None = None
+    overwrite: bool = False
+    print_config: bool = False
+    json: bool = False
+    matrix: bool = False
+    kind: str | None = None
+    """The only kind that `list` shows."""
+
+
+@dataclass(frozen=True)
+class _Verb:
+    summary: str
+    options: tuple[str, ...]
+    overrides: bool = True
+    required: tuple[str, ...] = ()
+
+
+_VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
+    {
+        "fit": _Verb(
+            "fine-tune: train, validate, test, and write one run folder",
+            ("--config", "--out", "--overwrite", "--print_config", "--json"),
+        ),
+        "validate": _Verb("measure an adapter on validation data", ("--adapter", "--json"), required=("--adapter",)),
+        "test": _Verb("measure an adapter on test data", ("--adapter", "--json"), required=("--adapter",)),
+        "predict": _Verb(
+            "run an adapter on files of your own",
+            ("--adapter", "--input", "--out", "--json"),
+            required=("--adapter", "--input", "--out"),
+        ),
+        "merge": _Verb(
+            "fold an adapter into plain weights", ("--adapter", "--out", "--json"), required=("--adapter", "--out")
+        ),
+        "list": _Verb("what is installed: " + ", ".join(KINDS), ("--matrix", "--json"), overrides=False),
+    }
+)
+VERBS: Final = tuple(_VERBS)
+
+_ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
+    "--config": {"action": "append", "default": [], "metavar": "NAME",
+                 "help": "configuration: a local YAML file, or the name of a shipped one; repeat it to lay "
+                         "several over each other"},
+    "--adapter": {"type": Path, "metavar": "FILE", "help": "adapter file (.safetensors)"},
+    "--input": {"type": Path, "metavar": "PATH", "help": "file or folder to predict on"},
+    "--out": {"type": Path, "metavar": "PATH", "help": "where results go; fit: default runs/<config>/<time>"},
+    "--overwrite": {"action": "store_true", "help": "replace a finished run in --out"},
+    "--print_config": {"action": "store_true", "help": "print the complete configuration as YAML and stop"},
+    "--json": {"action": "store_true", "help": "print the result as JSON"},
+    "--matrix": {"action": "store_true", "help": "which method works on which backbone, and why not"},
+})  # fmt: skip
+
+_OVERRIDES_HELP: Final = f"""\
+Every part of the configuration can be given here: --method=lora --method.rank=4 --trainer.max_epochs=10.
+  top-level keys: {", ".join(TOP_LEVEL)}
+  --method.help NAME prints the arguments of a method, --method.help lists the methods;
+  the same for {", ".join(noun for noun in NOUNS if noun != "method")}.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes become our errors, one sentence, instead of usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message.removeprefix('argument ')}; see {self.prog} --help.")
+
+
+def program_help() -> str:
+    """The text of `peft-modal --help`."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {spec.summary}" for verb, spec in _VERBS.items())
+    return f"""\
+usage: {PROGRAM} VERB [options]
+
+Parameter-efficient fine-tuning that works the same way for every modality.
+
+verbs:
+{verbs}
+
+{PROGRAM} VERB --help tells more, {PROGRAM} --version the version.
+
+{_OVERRIDES_HELP}
+examples:
+  {PROGRAM} list methods
+  {PROGRAM} fit --config NAME.yaml --method=lora --method.rank=4 --out runs/first
+  {PROGRAM} test --adapter runs/first/adapter.safetensors
+"""
+
+
+def parse(verb: str, arguments: Sequence[str]) -> Options:
+    """Read the arguments after the verb; `--help` prints and leaves by SystemExit.
+
+    Raises:
+        ConfigError: The verb or an option is unknown, a value is missing, or a required option is.
+    """
+    spec = _VERBS.get(verb)
+    if spec is None:
+        raise ConfigError(f"unknown verb '{verb}'; {nearest(verb, VERBS)}")
+    parser = _Parser(
+        prog=f"{PROGRAM} {verb}",
+        description=spec.summary[0].upper() + spec.summary[1:] + ".",
+        epilog=_OVERRIDES_HELP if spec.overrides else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if verb == "list":
+        parser.add_argument("kind", nargs="?", metavar="KIND", help="show only one of: " + ", ".join(KINDS))
+    for name in spec.options:
+        settings: dict[str, Any] = {**_ARGUMENTS[name]}
+        if name in spec.required:
+            settings["required"] = True
+        parser.add_argument(name, **settings)
+    others, overrides = split_overrides(arguments) if spec.overrides else (list(arguments), [])
+    values, unknown = parser.parse_known_args(_checked(others, spec))
+    if unknown:
+        raise ConfigError(f"{parser.prog}: unexpected argument '{unknown[0]}'; see {parser.prog} --help.")
+    found = vars(values)
+    if found.get("kind") not in {None, *KINDS}:
+        raise ConfigError(f"{parser.prog}: unknown kind '{found['kind']}'; {nearest(found['kind'], KINDS)}")
+    config = tuple(found.pop("config", ()))
+    return Options(verb=verb, config=config, overrides=tuple(overrides), **found)
+
+
+def _checked(arguments: list[str], spec: _Verb) -> list[str]:
+    """`arguments`, when every option among them is known.
+
+    Raises:
+        ConfigError: Names every unknown option and the nearest known one.
+    """
+    known = {*spec.options, "--help", *(f"--{key}" for key in TOP_LEVEL if spec.overrides)}
+    problems = []
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        head, dot, rest = option.partition(".")
+        if option.startswith("--") and option not in known:
+            # `--methd.rank` is nearest to `--method.rank`.
+            problems.append(f"unknown option '{option}'; {_nearest_option(head, known, tail=dot + rest)}")
+    if problems:
+        raise ConfigError(*problems)
+    return arguments
+
+
+def _nearest_option(head: str, known: set[str], *, tail: str) -> str:
+    if not tail:
+        return nearest(head, known, count=1)
+    return nearest(head + tail, {key + tail for key in known if key.removeprefix("--") in TOP_LEVEL}, count=1)

@@ -1,0 +1,67 @@
+"""Tensors that are cheap to make again, kept on disk between runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_LOG = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """`PEFT_MODAL_CACHE` if set, else `peft_modal` in the user's cache folder; it need not exist yet."""
+    own = os.environ.get("PEFT_MODAL_CACHE")
+    if own:
+        return Path(own).expanduser()
+    user = os.environ.get("XDG_CACHE_HOME")
+    return (Path(user) if user else Path.home() / ".cache") / "peft_modal"
+
+
+def cached_tensors(
+    name: str, key: Mapping[str, object], make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What `make()` returns, from the cache if it was made before under this key.
+
+    A file that is damaged or cannot be written costs only the time to make the tensors again, so it is reported in
+    the log and not raised.
+
+    Args:
+        name: Start of the file's name.
+        key: Everything the tensors depend on, the version of their maker included; JSON values.
+        make: Makes them.
+    """
+    text = json.dumps(key, sort_keys=True)
+    path = cache_folder() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+    if path.is_file():
+        try:
+            with safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("key") == text:
+                    return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  not a mapping
+        except (OSError, SafetensorError) as error:
+            _LOG.warning("cache file '%s' cannot be read (%s): it is made again", path, error)
+    tensors = make()
+    try:
+        _write(path, tensors, {"key": text})
+    except OSError as error:
+        _LOG.warning("cache file '%s' cannot be written (%s): it will be made again next time", path, error)
+    return tensors
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,95 @@
+"""Training batches that depend on nothing but the seed, the epoch and their place in it, interrupted or not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+Batch = dict[str, Tensor]
+
+
+def seeded(*key: int | str) -> torch.Generator:
+    """A CPU generator whose numbers follow from the key alone; different keys give unrelated numbers."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    # torch seeds its CPU generator from 32 bits.
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+class BatchSource(Protocol):
+    """What makes the batches of an epoch."""
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch `index` of an epoch, both counted from 0; the same for the same numbers."""
+
+
+def epoch_loader(
+    source: BatchSource, *, trainer: Callable[[], Trainer | None], num_workers: int = 0
+) -> DataLoader[Batch]:
+    """A loader that gives the batches of the trainer's current epoch, from the batch where a resumed run goes on.
+
+    Args:
+        source: Makes the batches, in the worker processes if there are any.
+        trainer: Returns the trainer, or None outside of one: then every pass gives epoch 0.
+        num_workers: Worker processes.
+    """
+    return _EpochLoader(
+        _NumberedBatches(source),
+        batch_size=None,
+        sampler=_EpochSampler(len(source), trainer),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+    )
+
+
+class _NumberedBatches(Dataset[Batch]):
+    """Batches counted through all epochs: number = epoch * batches per epoch + place in the epoch."""
+
+    def __init__(self, source: BatchSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.source.batch(*divmod(number, len(self.source)))
+
+
+class _EpochSampler(Sampler[int]):
+    def __init__(self, num_batches: int, trainer: Callable[[], Trainer | None]) -> None:
+        self.num_batches = num_batches
+        self.trainer = trainer
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[int]:
+        trainer = self.trainer()
+        epoch = start = 0
+        if trainer is not None:
+            # `trainer.current_epoch` lags behind by one right after a checkpoint of an epoch's end is restored.
+            epoch = trainer.fit_loop.epoch_progress.current.processed
+            start = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        yield from range(epoch * self.num_batches + start, (epoch + 1) * self.num_batches)
+
+
+class _EpochLoader(DataLoader[Batch]):
+    """Reads the trainer's progress at the first batch: Lightning calls `iter` before it has restored all of it."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # Lightning uses no more than an iterator
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the place in the epoch is the trainer's. Its presence tells Lightning that the loader can resume."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore, see `state_dict`."""

@@ -1,0 +1,251 @@
+"""Reading published checkpoint files, written here at tiny size in each source's layout."""
+
+from __future__ import annotations
+
+import argparse
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from peft_modal.errors import WeightsError
+from peft_modal_pointcloud.foreign import match_backbone, read_point_checkpoint
+from peft_modal_pointcloud.masked import MaskedDecoder
+from peft_modal_pointcloud.network import PointMAE
+
+SIZES = {"dim": 8, "depth": 2, "num_heads": 2, "num_group": 4, "group_size": 4, "pointnet_dims": (3, 4, 5)}
+
+
+def network(**changes) -> PointMAE:
+    return PointMAE(**{**SIZES, **changes})
+
+
+def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor.clone() for name, tensor in state.items()}
+
+
+def without_cls(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if name not in {"cls_token", "cls_pos"}}
+
+
+def junk(*names: str) -> dict[str, Tensor]:
+    return {name: torch.full((2, 2), 9.0) for name in names}
+
+
+def point_mae(state: dict[str, Tensor]) -> dict[str, object]:
+    decoder = MaskedDecoder(dim=8, depth=1, num_heads=2, group_size=4).state_dict()
+    weights = OrderedDict({**prefixed("module.MAE_encoder.", without_cls(state)), **prefixed("module.", decoder)})
+    return {
+        "base_model": weights,
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2)}}, "param_groups": []},
+        "epoch": 300,
+        "metrics": {"acc": np.float64(91.5)},
+        "best_metrics": {"acc": np.float32(92.0)},
+    }
+
+
+def fine_tuned(state: dict[str, Tensor]) -> dict[str, object]:
+    generator = junk("blocks.cls.conv1.0.weight", "blocks.cls.bn1.weight", "cls_head_finetune.0.weight", "prompt_pos")
+    return {"base_model": prefixed("module.", {**state, **generator}), "epoch": np.int64(4)}
+
+
+def point_bert(state: dict[str, Tensor]) -> dict[str, object]:
+    copies = {name: tensor + 1.0 for name, tensor in state.items()}
+    extra = junk(
+        "transformer_q.cls_head.0.weight", "transformer_q.lm_head.weight", "transformer_q.mask_token",
+        "dvae.encoder.first_conv.0.weight", "queue", "queue_ptr",
+    )  # fmt: skip
+    weights = {**prefixed("transformer_k.", copies), **prefixed("transformer_q.", state), **extra}
+    return {"base_model": prefixed("module.", weights), "args": argparse.Namespace(config="cfgs/pretrain.yaml")}
+
+
+def act(state: dict[str, Tensor]) -> dict[str, object]:
+    extra = junk("ACT_encoder.lm_head.weight", "ACT_encoder.cls_head.0.weight", "dvae.codebook", "ACT_decoder.weight")
+    return {"base_model": {**prefixed("ACT_encoder.", state), **extra}}
+
+
+def recon(state: dict[str, Tensor]) -> dict[str, object]:
+    contrast = [
+        f"blocks.blocks.{i}.{layer}"
+        for i in range(2)
+        for layer in ("norm1_contrast.weight", "norm2_contrast.bias", "mlp_contrast.fc1.weight",
+                      "attn_contrast.q.weight", "attn_contrast.kv.weight", "attn_contrast.proj.bias")
+    ]  # fmt: skip
+    tokens = ("img_token", "img_pos", "text_token", "text_pos")
+    extra = junk(*(f"MAE_encoder.{name}" for name in (*contrast, *tokens)), "img_proj.weight", "teacher.x")
+    return {"base_model": {**prefixed("MAE_encoder.", state), **extra}}
+
+
+def segmentation(state: dict[str, Tensor]) -> dict[str, object]:
+    return {"model_state_dict": prefixed("module.", state), "class_avg_iou": np.float64(0.83)}
+
+
+LAYOUTS = {
+    "point-mae": point_mae, "fine-tuned": fine_tuned, "point-bert": point_bert, "act": act, "recon": recon,
+    "segmentation": segmentation,
+    "model-entry": lambda state: {"model": state},
+    "state-dict-entry": lambda state: {"state_dict": prefixed("base_model.", state)},
+    "plain": dict,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_every_source_fills_the_whole_backbone(tmp_path, layout, zipped):
+    sizes = {"encoder_dim": 6} if layout == "point-bert" else {}
+    source, target = network(**sizes), network(**sizes)
+    torch.save(LAYOUTS[layout](source.state_dict()), tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+
+    match = match_backbone(read_point_checkpoint(tmp_path / "x.pth"), target.state_dict())
+    target.load_state_dict(match.filled, strict=not match.missing)
+
+    assert match.missing == (("cls_token", "cls_pos") if layout == "point-mae" else ())
+    for name, tensor in without_cls(source.state_dict()).items():
+        assert torch.equal(target.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("layout", ["point-mae", "point-bert", "act", "recon"])
+def test_pre_training_parts_are_left_out(tmp_path, layout):
+    state = network().state_dict()
+    torch.save(LAYOUTS[layout](state), tmp_path / "x.pth")
+
+    assert set(read_point_checkpoint(tmp_path / "x.pth")) <= set(state)
+
+
+def test_heads_and_generators_of_fine_tuned_files_stay_and_are_reported(tmp_path):
+    state = network().state_dict()
+    torch.save(fine_tuned(state), tmp_path / "x.pth")
+
+    read = read_point_checkpoint(tmp_path / "x.pth")
+
+    expected = {"blocks.cls.conv1.0.weight", "blocks.cls.bn1.weight", "cls_head_finetune.0.weight", "prompt_pos"}
+    assert set(match_backbone(read, state).unexpected) == expected
+
+
+def test_module_is_dropped_as_a_whole_word_wherever_it_stands(tmp_path):
+    state = network().state_dict()
+    weights = {name.replace("blocks.blocks", "blocks.module.blocks"): tensor for name, tensor in state.items()}
+    torch.save({"base_model": {**prefixed("module.", weights), **junk("submodule.x")}}, tmp_path / "x.pth")
+
+    read = read_point_checkpoint(tmp_path / "x.pth")
+
+    assert set(read) == set(state) | {"submodule.x"}
+
+
+def test_safetensors_files_are_read_too(tmp_path):
+    state = network().state_dict()
+    save_file(prefixed("MAE_encoder.", without_cls(state)), tmp_path / "x.safetensors")
+
+    match = match_backbone(read_point_checkpoint(str(tmp_path / "x.safetensors")), state)
+
+    assert match.missing == ("cls_token", "cls_pos")
+
+
+def test_files_without_batch_counters_load(tmp_path):
+    state = {name: t for name, t in network().state_dict().items() if "num_batches" not in name}
+    torch.save(state, tmp_path / "x.pth")
+
+    match = match_backbone(read_point_checkpoint(tmp_path / "x.pth"), network().state_dict())
+
+    assert match.missing == ()
+
+
+def test_a_made_up_prefix_is_refused_and_named(tmp_path):
+    torch.save({"base_model": prefixed("student.", network().state_dict())}, tmp_path / "x.pth")
+
+    with pytest.raises(WeightsError, match=r"unknown prefix 'student\.'.*'MAE_encoder\.'"):
+        read_point_checkpoint(tmp_path / "x.pth")
+
+
+def test_the_momentum_copy_alone_is_not_taken(tmp_path):
+    torch.save({"base_model": prefixed("transformer_k.", network().state_dict())}, tmp_path / "x.pth")
+
+    with pytest.raises(WeightsError, match=r"unknown prefix 'transformer_k\.'"):
+        read_point_checkpoint(tmp_path / "x.pth")
+
+
+def test_two_networks_in_one_file_are_refused(tmp_path):
+    state = network().state_dict()
+    torch.save({**prefixed("MAE_encoder.", state), **prefixed("ACT_encoder.", state)}, tmp_path / "x.pth")
+
+    with pytest.raises(WeightsError, match="several point transformers"):
+        read_point_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("part", ["encoder.first_conv.1.running_mean", "pos_embed.2.bias", "norm.weight"])
+def test_a_missing_backbone_tensor_is_refused_and_named(part):
+    state = network().state_dict()
+    del state[part]
+
+    with pytest.raises(WeightsError, match=rf"1 of \d+ tensors are not in the file: {part}"):
+        match_backbone(state, network().state_dict())
+
+
+def test_many_missing_tensors_are_counted(tmp_path):
+    with pytest.raises(WeightsError, match=r"11 of \d+ tensors .*blocks\.blocks\.2\.norm1\.weight.* and 7 more"):
+        match_backbone(network().state_dict(), network(depth=3).state_dict())
+
+
+def test_another_size_is_refused_with_both_shapes():
+    with pytest.raises(WeightsError, match=r"cls_token is \(1, 1, 8\) and should be \(1, 1, 16\)"):
+        match_backbone(network().state_dict(), network(dim=16, device="meta").state_dict())
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, zipped, share):
+    path = tmp_path / "x.pth"
+    torch.save({"base_model": network().state_dict()}, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+    with pytest.raises(WeightsError, match=r"x\.pth is damaged or not a weights file"):
+        read_point_checkpoint(path)
+
+
+def test_a_truncated_safetensors_file_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file(network().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-20])
+
+    with pytest.raises(WeightsError, match="damaged"):
+        read_point_checkpoint(path)
+
+
+def test_an_error_page_saved_as_a_checkpoint_is_refused(tmp_path):
+    (tmp_path / "x.pth").write_text("<html>quota exceeded</html>", encoding="utf-8")
+
+    with pytest.raises(WeightsError, match="not a weights file") as caught:
+        read_point_checkpoint(tmp_path / "x.pth")
+    assert "weights_only" not in str(caught.value)
+
+
+def test_an_object_that_could_run_code_is_named_and_not_opened(tmp_path):
+    torch.save({"base_model": network().state_dict(), "where": Path("a")}, tmp_path / "x.pth")
+
+    with pytest.raises(WeightsError, match=r"an object of pathlib\.\w+, which is not opened"):
+        read_point_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"epoch": 3}, "holds no weights"),
+        ({"model": junk("fc.weight")}, "no tensor is called 'blocks.blocks.0.attn.qkv.weight'; it holds fc.weight"),
+        ([torch.zeros(2)], "holds a list"),
+    ],
+    ids=["no-weights", "other-network", "list"],
+)
+def test_other_contents_are_refused(tmp_path, content, sentence):
+    torch.save(content, tmp_path / "x.pth")
+
+    with pytest.raises(WeightsError, match=sentence):
+        read_point_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_missing_file_is_refused_with_its_path(tmp_path):
+    with pytest.raises(WeightsError, match=r"there is no file .*none\.pth"):
+        read_point_checkpoint(tmp_path / "none.pth")
