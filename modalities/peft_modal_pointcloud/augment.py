@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
@@ -73,11 +74,16 @@ def build_augment(names: Sequence[str]) -> Augmentation:
     unknown = [name for name in names if name not in AUGMENTATIONS]
     if unknown:
         raise ConfigError(*(f"augment: unknown name '{name}': {nearest(name, AUGMENTATIONS)}" for name in unknown))
-    steps = [AUGMENTATIONS[name] for name in names]
+    return _Chain(tuple(AUGMENTATIONS[name] for name in names))
 
-    def augment(points: Tensor, generator: Generator) -> Tensor:
-        for step in steps:
+
+@dataclass(frozen=True)
+class _Chain:
+    """A class and not a closure: worker processes receive it pickled."""
+
+    steps: tuple[Augmentation, ...]
+
+    def __call__(self, points: Tensor, generator: Generator) -> Tensor:
+        for step in self.steps:
             points = step(points, generator)
         return points
-
-    return augment

@@ -17,6 +17,7 @@ SUFFIXES: tuple[str, ...] = (".npy", ".obj", ".off", ".ply", ".stl", ".txt", ".x
 """What `read_cloud` reads; upper and lower case."""
 
 _MESH_POINTS = 8192
+_Reader = Callable[[Path, int, np.random.Generator], NDArray[np.generic]]
 
 
 def read_cloud(path: str | Path, *, num_points: int | None = None, seed: int = 0) -> Tensor:
@@ -44,13 +45,7 @@ def read_cloud(path: str | Path, *, num_points: int | None = None, seed: int = 0
     if path.stat().st_size == 0:
         raise DataError(f"'{path}' is empty.")
     rng = np.random.default_rng(seed)
-    try:
-        values = reader(path, num_points or _MESH_POINTS, rng)
-    except PeftModalError:
-        raise
-    except Exception as error:  # trimesh lets every kind of error out of a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"'{path}' cannot be read as {path.suffix.lower()}: {reason}") from error
+    values = _read(reader, path, num_points or _MESH_POINTS, rng)
     _check(path, values)
     if num_points is not None and len(values) > num_points:
         values = values[np.sort(rng.permutation(len(values))[:num_points])]
@@ -62,8 +57,22 @@ def read_cloud(path: str | Path, *, num_points: int | None = None, seed: int = 0
     return points
 
 
+def _read(reader: _Reader, path: Path, num_points: int, rng: np.random.Generator) -> NDArray[np.generic]:
+    try:
+        return reader(path, num_points, rng)
+    except PeftModalError:
+        raise
+    except Exception as error:  # trimesh lets every kind of error out of a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"'{path}' cannot be read as {path.suffix.lower()}: {reason}") from error
+
+
 def _check(path: Path, values: NDArray[np.generic]) -> None:
-    """Refuse what is no table of at least three columns of numbers."""
+    """Refuse what is no table of at least three columns of numbers.
+
+    Raises:
+        DataError: It is none.
+    """
     if values.dtype.kind not in "fiu":
         raise DataError(f"'{path}' holds values of type {values.dtype}, expected numbers.")
     if values.size == 0:
@@ -107,7 +116,7 @@ def _read_text(path: Path, _num_points: int, _rng: np.random.Generator) -> NDArr
     return np.loadtxt(lines, delimiter=delimiter, comments="#", ndmin=2)
 
 
-_READERS: dict[str, Callable[[Path, int, np.random.Generator], NDArray[np.generic]]] = {
+_READERS: dict[str, _Reader] = {
     ".npy": _read_array,
     ".txt": _read_text,
     ".xyz": _read_text,

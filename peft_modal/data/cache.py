@@ -26,9 +26,7 @@ def cache_folder() -> Path:
     return (Path(user) if user else Path.home() / ".cache") / "peft_modal"
 
 
-def cached_tensors(
-    name: str, key: Mapping[str, object], make: Callable[[], dict[str, Tensor]]
-) -> dict[str, Tensor]:
+def cached_tensors(name: str, key: Mapping[str, object], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """What `make()` returns, from the cache if it was made before under this key.
 
     A file that is damaged or cannot be written costs only the time to make the tensors again, so it is reported in

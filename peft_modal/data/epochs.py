@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 Batch = dict[str, Tensor]
-
-
-def seeded(*key: int | str) -> torch.Generator:
-    """A CPU generator whose numbers follow from the key alone; different keys give unrelated numbers."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    # torch seeds its CPU generator from 32 bits.
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 class BatchSource(Protocol):
@@ -36,9 +27,11 @@ def epoch_loader(
 ) -> DataLoader[Batch]:
     """A loader that gives the batches of the trainer's current epoch, from the batch where a resumed run goes on.
 
+    (With several processes a run resumed within an epoch begins that epoch's data anew.)
+
     Args:
         source: Makes the batches, in the worker processes if there are any.
-        trainer: Returns the trainer, or None outside of one: then every pass gives epoch 0.
+        trainer: Returns the trainer, or None; outside of fitting every pass gives epoch 0.
         num_workers: Worker processes.
     """
     return _EpochLoader(
@@ -74,10 +67,11 @@ class _EpochSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         trainer = self.trainer()
         epoch = start = 0
-        if trainer is not None:
-            # `trainer.current_epoch` lags behind by one right after a checkpoint of an epoch's end is restored.
-            epoch = trainer.fit_loop.epoch_progress.current.processed
-            start = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if trainer is not None and trainer.training:
+            # `trainer.current_epoch` lags behind by one right after the checkpoint of an epoch's end is restored.
+            epoch = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]  # typed as its base
+            # With several processes each has its own share of this sampler's numbers, counted by `ready`.
+            start = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer.world_size == 1 else 0
         yield from range(epoch * self.num_batches + start, (epoch + 1) * self.num_batches)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from peft_modal.data.epochs import seeded
+from peft_modal.data.seeding import seeded
 from peft_modal.errors import ConfigError, DataError, nearest
 
 _SPLITS = ("train", "val", "test")
@@ -148,7 +148,10 @@ def _scan_directory(root: Path, suffixes: Sequence[str]) -> list[_Entry]:
     entries: list[_Entry] = []
     for folder in folders:
         if folder.name in _SPLITS:
-            entries += _entries(_visible_folders(folder), suffixes, split=folder.name)
+            classes = _visible_folders(folder)
+            if not classes:
+                raise DataError(f"'{folder}' has no folder per class: put the files into '{folder.name}/<class>/'.")
+            entries += _entries(classes, suffixes, split=folder.name)
         elif _files_below(folder, suffixes):
             raise DataError(
                 f"'{root}' has splits, and '{folder.name}' is not one of them: {nearest(folder.name, _SPLITS)}"
@@ -157,13 +160,15 @@ def _scan_directory(root: Path, suffixes: Sequence[str]) -> list[_Entry]:
 
 
 def _has_splits(folders: Sequence[Path], suffixes: Sequence[str]) -> bool:
-    """Whether the folders are splits: those so named hold folders, not files (a class may be called `train`)."""
-    named = [f for f in folders if f.name in _SPLITS]
-    if not named or any(p.parent == f for f in named for p in _files_below(f, suffixes)):
-        return False
-    if all(f.name != "train" for f in named):
-        return len(named) == len(folders)
-    return any(_visible_folders(f) for f in named)
+    """Whether the folders are splits; among others, a `train` that holds files itself is a class of that name."""
+    train = next((f for f in folders if f.name == "train"), None)
+    if all(f.name in _SPLITS for f in folders):
+        return True
+    return (
+        train is not None
+        and bool(_visible_folders(train))
+        and all(p.parent != train for p in _files_below(train, suffixes))
+    )
 
 
 def _entries(classes: Sequence[Path], suffixes: Sequence[str], *, split: str) -> list[_Entry]:
@@ -220,7 +225,11 @@ def _entry_of_row(
 
 
 def _hold_out(root: Path, entries: list[_Entry], shares: dict[str, float], seed: int) -> list[_Entry]:
-    """Entries of one class with every split filled in, in their order."""
+    """Entries of one class with every split filled in, in their order.
+
+    Raises:
+        DataError: Nothing would be left to train on.
+    """
     name = entries[0].class_name
     open_at = [i for i, e in enumerate(entries) if e.split in {"", "train"}]
     counts = {split: max(1, round(share * len(open_at))) if share else 0 for split, share in shares.items()}

@@ -1,0 +1,1 @@
+"""Heads that any modality may use: features in, predictions out."""

@@ -1,0 +1,52 @@
+"""Pooling: what a head reads of the features, by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from peft_modal.anatomy import Features, FeatureSpec
+from peft_modal.errors import ConfigError
+
+
+class Pooling(nn.Module):
+    """Concatenates named pieces of the features.
+
+    Pieces are segments of the token layout (`cls`), what methods export (`prompt`), and `max` or `mean` over the data
+    tokens.
+
+    Args:
+        spec: What the features will hold.
+        pool: Names in the order of concatenation; None for every single token, every export and `max`.
+
+    Raises:
+        ConfigError: A name is not available, or the list is empty.
+    """
+
+    def __init__(self, spec: FeatureSpec, pool: list[str] | None = None) -> None:
+        super().__init__()
+        if pool is None:
+            singles = [s.name for s in (spec.layout.segments if spec.layout else ()) if s.count == 1]
+            pool = [*singles, *spec.exports, "max"]
+        if not pool:
+            raise ConfigError("head.pool: the list is empty; name at least one feature, e.g. [cls, max]")
+        self.pool = tuple(pool)
+        self.width = spec.pool_width(self.pool)
+
+    def forward(self, features: Features) -> Tensor:
+        """(B, width)."""
+        return torch.cat([self._piece(features, name) for name in self.pool], dim=-1)
+
+    def _piece(self, features: Features, name: str) -> Tensor:
+        if name in features.extras:
+            return features.extras[name].flatten(1)
+        tokens = features.tokens
+        if tokens.dim() == 4:
+            data = tokens.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, N, D)
+        elif features.layout is None:
+            data = tokens
+        else:
+            if name not in {"max", "mean"}:
+                return tokens[:, features.layout.slice(name, tokens.shape[1])].flatten(1)
+            data = tokens[:, features.layout.slice(features.layout.body_name, tokens.shape[1])]
+        return data.max(1).values if name == "max" else data.mean(1)

@@ -1,0 +1,209 @@
+"""Point-MAE as a backbone: the network, its anatomy, and where its weights come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from peft_modal.anatomy import (
+    Anatomy,
+    AnatomyBuilder,
+    Backbone,
+    Context,
+    Contexts,
+    Features,
+    FrozenMode,
+    Segment,
+    TokenLayout,
+)
+from peft_modal.errors import WeightsError
+from peft_modal.files import read_tensors
+from peft_modal_pointcloud.foreign import match_backbone, read_point_checkpoint
+from peft_modal_pointcloud.network import Init, PointMAE
+
+STREAM = ("read", "add", "replace", "tokens")
+NANO: dict[str, Any] = {
+    "dim": 128, "depth": 4, "num_heads": 4, "num_group": 32, "group_size": 16, "pointnet_dims": [32, 64, 128],
+}  # fmt: skip
+PUBLISHED: dict[str, Any] = {
+    "dim": 384, "depth": 12, "num_heads": 6, "num_group": 64, "group_size": 32, "pointnet_dims": [128, 256, 512],
+}  # fmt: skip
+
+
+class PointMAEBackbone(Backbone):
+    """The transformer of Point-MAE, Point-BERT, ACT and ReCon fine-tuning (Pang et al., ECCV 2022, arXiv:2203.06604).
+
+    Sizes left at None are those of the weights: the nano's with `nano`, else the published ones (22.1 M with head).
+
+    Args:
+        weights: `nano` (shipped, 0.84 M parameters), `random`, or the path of a checkpoint in the authors' layout.
+        frozen_mode: `eval` keeps the frozen network still; `reference` follows the authors' code: drop-path is active
+            and the mini-PointNet's BatchNorm statistics drift, and are saved with the adapter.
+        dim: Width of the tokens.
+        depth: Number of blocks.
+        num_heads: Attention heads per block.
+        num_group: Patches per cloud.
+        group_size: Points per patch.
+        drop_path: Drop-path rate of the last block, growing linearly from 0; active in mode `reference` only.
+        encoder_dim: Width of the mini-PointNet's token where it differs (256 for Point-BERT).
+        pointnet_dims: Inner widths of the mini-PointNet.
+        train_cls: Let every method train the class token and its position, as all released code does; Point-MAE's
+            pre-trained file does not hold them.
+        init: How random weights are drawn: `card` as the authors do (normal, 0.02) or `torch` for PyTorch's defaults.
+        init_seed: Seed of everything the weights do not hold.
+    """
+
+    modality: ClassVar[str] = "pointcloud"
+
+    def __init__(
+        self,
+        *,
+        weights: str = "nano",
+        frozen_mode: FrozenMode = "eval",
+        dim: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        num_group: int | None = None,
+        group_size: int | None = None,
+        drop_path: float = 0.1,
+        encoder_dim: int | None = None,
+        pointnet_dims: list[int] | None = None,
+        train_cls: bool = True,
+        init: Init = "card",
+        init_seed: int = 0,
+    ) -> None:
+        given = {
+            "dim": dim, "depth": depth, "num_heads": num_heads, "num_group": num_group, "group_size": group_size,
+            "pointnet_dims": pointnet_dims,
+        }  # fmt: skip
+        preset = NANO if weights == "nano" else PUBLISHED
+        sizes = {key: preset[key] if value is None else value for key, value in given.items()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(init_seed)
+            network = PointMAE(**sizes, drop_path=drop_path, encoder_dim=encoder_dim, init=init)
+        self.weights = weights
+        self.group_size: int = sizes["group_size"]
+        self.num_group: int = sizes["num_group"]
+        anatomy = point_transformer_anatomy(network, num_heads=sizes["num_heads"], train_cls=train_cls)
+        super().__init__(network, anatomy, frozen_mode=frozen_mode)
+        network.group_divider.register_forward_hook(_Publish(self.contexts, "neighbourhood", "centres"))
+        network.pos_embed.register_forward_hook(_Publish(self.contexts, "positions"))
+
+    @classmethod
+    def tiny(cls) -> PointMAEBackbone:
+        """The same network at toy size with random weights."""
+        return cls(
+            weights="random", dim=24, depth=3, num_heads=3, num_group=24, group_size=8, pointnet_dims=[8, 16, 16],
+            drop_path=0.0, init="torch",
+        )  # fmt: skip
+
+    def load_weights(self) -> None:
+        """Fill the network from what `weights` names.
+
+        Raises:
+            WeightsError: The file is missing, unreadable, or of another architecture.
+        """
+        if self.weights == "random":
+            return
+        if self.weights == "nano":
+            source = resources.files("peft_modal_pointcloud") / "nano.safetensors"
+            with resources.as_file(source) as path:
+                if not path.is_file():
+                    raise WeightsError("the nano weights are missing from this installation; install peft-modal again")
+                state = read_tensors(path)[0]
+        else:
+            path = Path(self.weights).expanduser()
+            if not path.is_file():
+                raise WeightsError(
+                    f"backbone.weights: '{self.weights}' is neither 'nano' nor 'random' nor an existing file"
+                )
+            state = read_point_checkpoint(path)
+        matched = match_backbone(state, self.network.state_dict())
+        self.network.load_state_dict({**self.network.state_dict(), **matched.filled})
+
+    def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
+        """Features of `points` (B, N, 3); with `mask` (B, G) only of the visible patches, for masked pre-training."""
+        encoded = self.network(batch["points"], mask=batch.get("mask"))
+        extras = {"centres": encoded.centres, "neighbourhood": encoded.neighbourhood}
+        layout = None if "mask" in batch else self.anatomy.layouts["blocks"]
+        return Features(encoded.tokens, layout, extras)
+
+    def example_batch(self, batch_size: int = 2) -> dict[str, Tensor]:
+        """Random points in the unit cube."""
+        generator = torch.Generator().manual_seed(0)
+        num_points = max(4 * self.group_size, 2 * self.num_group)
+        points = torch.rand(batch_size, num_points, 3, generator=generator) * 2 - 1
+        return {"points": points.to(self.device)}
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the tokens."""
+        return int(self.network.dim)  # type: ignore[arg-type]
+
+    def blocks_for_checkpointing(self, *, enabled: bool) -> None:
+        """Compute blocks again during backward instead of keeping their activations."""
+        self.network.set_grad_checkpointing(enabled)  # type: ignore[operator]
+
+
+class _Publish:
+    """Forward hook that puts a module's outputs into the context of the running pass."""
+
+    def __init__(self, contexts: Contexts, *keys: str) -> None:
+        self.contexts = contexts
+        self.keys = keys
+
+    def __call__(self, _module: object, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        context = self.contexts.current()
+        for key, value in zip(self.keys, (output,) if isinstance(output, Tensor) else output, strict=True):
+            context.put(key, value)
+
+
+def point_transformer_anatomy(network: PointMAE, *, num_heads: int, train_cls: bool) -> Anatomy:
+    """Sites and ports of the point transformer, in order of execution."""
+    width = network.dim
+    b = AnatomyBuilder(network)
+    b.op("embed", "encoder.first_conv.0")
+    b.op("norm", "encoder.first_conv.1")
+    b.op("embed", "encoder.first_conv.3")
+    b.op("embed", "encoder.second_conv.0")
+    b.op("norm", "encoder.second_conv.1")
+    b.op("embed", "encoder.second_conv.3")
+    if isinstance(network.reduce_dim, torch.nn.Linear):
+        b.op("embed", "reduce_dim")
+    b.op("pos", "pos_embed.0")
+    b.op("pos", "pos_embed.2")
+    b.raw("cls", "cls_token", decay=False)
+    b.raw("cls.pos", "cls_pos")
+    b.port("embed.out", "embed", "out", width=width, allows=("read", "add", "replace"))
+    for i in range(len(network.blocks.blocks)):
+        path = f"blocks.blocks.{i}"
+        b.enter("blocks", i)
+        b.port("block.in", path, "in", width=width, allows=STREAM)
+        b.op("norm", f"{path}.norm1")
+        b.port("attn.norm.out", f"{path}.norm1", "out", width=width)
+        parts = {role: f"{path}.{role}" for role in ("attn.q", "attn.k", "attn.v")}
+        b.fused("attn.qkv", f"{path}.attn.qkv", parts, heads=num_heads)
+        b.op("attn.out", f"{path}.attn.proj")
+        b.port("attn.out", f"{path}.attn", "out", width=width)
+        b.port("attn.branch", f"{path}.drop_path1", "out", width=width)
+        b.port("mlp.norm.in", f"{path}.norm2", "in", width=width)
+        b.op("norm", f"{path}.norm2")
+        b.port("mlp.norm.out", f"{path}.norm2", "out", width=width)
+        b.op("mlp.in", f"{path}.mlp.fc1")
+        b.op("mlp.out", f"{path}.mlp.fc2")
+        b.port("mlp.out", f"{path}.mlp", "out", width=width)
+        b.port("mlp.branch", f"{path}.drop_path2", "out", width=width)
+        b.port("block.out", path, "out", width=width, allows=STREAM)
+    b.enter("blocks")
+    b.port("final.norm.in", "norm", "in", width=width, allows=STREAM)
+    b.op("norm", "norm")
+    b.port("final.norm.out", "norm", "out", width=width, allows=STREAM)
+    layout = TokenLayout(
+        segments=(Segment("cls", 1), Segment("patches", None)), body="points", prompt_index=1, repeats_positions=True
+    )
+    return b.build(layouts={"blocks": layout}, always_trained=("cls_token", "cls_pos") if train_cls else ())

@@ -1,0 +1,397 @@
+"""Data modules for point clouds: generated solids, and files in folders.
+
+A batch is a dict: `points` (B, P, 3) float32 and, where there are labels, `label` (B,) int64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from peft_modal.data.cache import cached_tensors
+from peft_modal.data.epochs import Batch, epoch_loader
+from peft_modal.data.folder import FolderIndex, list_files, scan_folder
+from peft_modal.data.seeding import seeded
+from peft_modal.errors import ConfigError, DataError
+from peft_modal_pointcloud.augment import Augmentation, build_augment, unit
+from peft_modal_pointcloud.readers import SUFFIXES, read_cloud
+from peft_modal_pointcloud.solids import DOWNSTREAM_FAMILIES, PRETRAIN_FAMILIES, make_solids, observe
+
+GENERATOR_VERSION = 1
+"""Of the generated solids; to be raised with every change that alters a cloud."""
+
+Part = Literal["train", "val", "test"]
+Normalize = Literal["unit", "none"]
+
+_PARTS: dict[str | None, tuple[Part, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": (),
+    None: ("train", "val", "test"),
+}
+_POOL_FACTOR = 4
+
+
+@dataclass(frozen=True, eq=False)
+class CloudSet:
+    """Clouds of one split in memory."""
+
+    clouds: Sequence[Tensor] | Tensor
+    """n clouds (P_i, 3) float32, or one tensor (n, P, 3)."""
+    labels: Tensor | None
+    """(n,) int64, or None for clouds to pre-train on."""
+
+    def __len__(self) -> int:
+        return len(self.clouds)
+
+
+class PointClouds(LightningDataModule):
+    """What all point-cloud data modules share; a subclass says in `load` where the clouds come from.
+
+    Training batches are shuffled, the last incomplete one is dropped (a smaller data set is one batch), the points of
+    each cloud are drawn anew and augmented. All of it follows from the seed, the epoch and the place of the batch.
+
+    Args:
+        batch_size: Clouds per training batch; evaluation takes twice as many.
+        num_points: Points per cloud in a batch.
+        normalize: `unit`: each cloud is centred and scaled to the unit sphere; `none`: coordinates as stored.
+        augment: Names of augmentations for training, applied in this order.
+        seed: Of order, draws and augmentation.
+        num_workers: Processes that prepare batches.
+
+    Raises:
+        ConfigError: A number is out of range or a name is unknown.
+    """
+
+    class_names: tuple[str, ...]
+    """One name per label; of a folder, known after `setup`."""
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        num_points: int,
+        normalize: Normalize,
+        augment: Sequence[str],
+        seed: int,
+        num_workers: int,
+    ) -> None:
+        super().__init__()
+        _require_positive(batch_size=batch_size, num_points=num_points)
+        if num_workers < 0:
+            raise ConfigError(f"num_workers is {num_workers}, expected 0 or more.")
+        if normalize not in {"unit", "none"}:
+            raise ConfigError(f"normalize is '{normalize}', expected 'unit' or 'none'.")
+        self.batch_size = batch_size
+        self.num_points = num_points
+        self.normalize: Normalize = normalize
+        self.augment = build_augment(augment)
+        self.seed = seed
+        self.num_workers = num_workers
+        self.class_names = ()
+        self._sets: dict[Part, CloudSet] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of class names."""
+        return len(self.class_names)
+
+    @property
+    def preprocessing(self) -> dict[str, object]:
+        """What has to be done to a new cloud before the network sees it."""
+        return {"num_points": self.num_points, "normalize": self.normalize}
+
+    def load(self, part: Part) -> CloudSet:
+        """The clouds of a split: any number of points for training, `num_points` otherwise."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the splits that a stage needs and that are not there yet."""
+        for part in _PARTS[stage]:
+            if part not in self._sets:
+                self._sets[part] = self.load(part)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the trainer's current epoch."""
+        source = _TrainBatches(
+            self._sets["train"], self.batch_size, self.num_points, augment=self.augment, seed=self.seed
+        )
+        return epoch_loader(source, trainer=lambda: self.trainer, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Validation clouds in a fixed order; an empty list where the data has none."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Test clouds in a fixed order."""
+        return self._evaluation_loader("test")
+
+    def predict_items(self, path: str | Path) -> tuple[list[Path], DataLoader[Batch]]:
+        """The files under a path, and batches {"points"} of them in the same order; needs no `setup`.
+
+        Args:
+            path: A file that `read_cloud` reads, or a folder that is searched with its subfolders.
+
+        Raises:
+            DataError: There is no such file. A damaged one is reported when its batch is read.
+        """
+        files = list_files(path, SUFFIXES)
+        dataset = _Files(files, self.num_points, self.normalize)
+        return list(files), DataLoader(dataset, batch_size=2 * self.batch_size, num_workers=self.num_workers)
+
+    def _evaluation_loader(self, part: Part) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        clouds = self._sets[part]
+        if not len(clouds):
+            return []
+        return DataLoader(_FixedClouds(clouds), batch_size=2 * self.batch_size, num_workers=self.num_workers)
+
+
+class Solids(PointClouds):
+    """Generated solids as a scanner would see them: cluttered, turned, half hidden, cut and noisy.
+
+    `downstream` has 12 classes with few training clouds and one test set for all seeds; it is kept in the cache
+    folder. `pretrain` has 18 other families without labels, two observations of each training solid.
+
+    Args:
+        batch_size: Clouds per training batch; evaluation takes twice as many.
+        shots: Training clouds per class (downstream).
+        val_per_class: Validation clouds per class.
+        test_per_class: Test clouds per class.
+        num_points: Points per cloud in a batch.
+        pool_points: Points that each training cloud has in memory; `num_points` of them are drawn for every batch.
+        per_family: Solids per family (pretrain).
+        augment: Names of augmentations for training, applied in this order.
+        seed: Of the training and validation clouds, their order, draws and augmentation. Not of the test clouds.
+        split: Which families.
+        num_workers: Processes that prepare batches.
+
+    Raises:
+        ConfigError: A number is out of range or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 32,
+        shots: int = 30,
+        val_per_class: int = 10,
+        test_per_class: int = 40,
+        num_points: int = 512,
+        pool_points: int = 768,
+        per_family: int = 300,
+        augment: Sequence[str] = ("rotate",),
+        seed: int = 0,
+        split: Literal["downstream", "pretrain"] = "downstream",
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            num_points=num_points,
+            normalize="unit",
+            augment=augment,
+            seed=seed,
+            num_workers=num_workers,
+        )
+        _require_positive(
+            shots=shots, val_per_class=val_per_class, test_per_class=test_per_class, per_family=per_family
+        )
+        if pool_points < num_points:
+            raise ConfigError(f"pool_points is {pool_points}, expected num_points ({num_points}) or more.")
+        if split not in {"downstream", "pretrain"}:
+            raise ConfigError(f"split is '{split}', expected 'downstream' or 'pretrain'.")
+        self.is_labelled = split == "downstream"
+        self.class_names = DOWNSTREAM_FAMILIES if self.is_labelled else PRETRAIN_FAMILIES
+        self.pool_points = pool_points
+        self.per_class: dict[Part, int] = {
+            "train": shots if self.is_labelled else per_family,
+            "val": val_per_class,
+            "test": test_per_class,
+        }
+
+    def load(self, part: Part) -> CloudSet:
+        """Clouds (n, P, 3) of a split: from the cache if made before, or generated."""
+        seed = 0 if part == "test" else self.seed
+        num_points = self.pool_points if part == "train" else self.num_points
+        observations = 2 if part == "train" and not self.is_labelled else 1
+        per_class = self.per_class[part]
+
+        def make() -> dict[str, Tensor]:
+            generator = seeded("solids", *self.class_names, part, seed)
+            solids = make_solids(self.class_names, per_class, generator=generator)
+            clouds = [observe(solids, num_points=num_points, generator=generator) for _ in range(observations)]
+            return {"points": torch.cat(clouds), "label": solids.labels.repeat(observations)}
+
+        if not self.is_labelled:
+            return CloudSet(make()["points"], None)
+        key = {
+            "generator": GENERATOR_VERSION,
+            "families": self.class_names,
+            "part": part,
+            "seed": seed,
+            "per_class": per_class,
+            "num_points": num_points,
+        }
+        tensors = cached_tensors("solids", key, make)
+        return CloudSet(tensors["points"], tensors["label"])
+
+
+class Folder(PointClouds):
+    """Files in `DIR/{train,val,test}/<class>/...` or `DIR/<class>/...`, or those a CSV `path,label[,split]` names.
+
+    Every file is read once. A training cloud keeps up to four times `num_points` points, of which each batch draws
+    anew (with replacement if the file has fewer than `num_points`); evaluation takes a fixed draw that depends on
+    nothing but the file.
+
+    Args:
+        root: The folder or the CSV file.
+        batch_size: Clouds per training batch; evaluation takes twice as many.
+        num_points: Points per cloud in a batch.
+        normalize: `unit`: each cloud is centred and scaled to the unit sphere; `none`: coordinates as stored.
+        augment: Names of augmentations for training, applied in this order.
+        val_share: Share of each class held out for validation where there is no `val`.
+        test_share: Share of each class held out for testing where there are no splits.
+        seed: Of the held-out files, and of order, draws and augmentation.
+        num_workers: Processes that prepare batches.
+
+    Raises:
+        ConfigError: A number is out of range or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        batch_size: int = 32,
+        num_points: int = 1024,
+        normalize: Normalize = "unit",
+        augment: Sequence[str] = ("scale_translate",),
+        val_share: float = 0.1,
+        test_share: float = 0.2,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            num_points=num_points,
+            normalize=normalize,
+            augment=augment,
+            seed=seed,
+            num_workers=num_workers,
+        )
+        self.root = Path(root)
+        self.val_share = val_share
+        self.test_share = test_share
+        self._index: FolderIndex | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the files, and read those of the splits that a stage needs.
+
+        Raises:
+            DataError: The folder cannot serve, a file cannot be read, or there are no test files to test on.
+        """
+        if self._index is None and _PARTS[stage]:
+            self._index = scan_folder(
+                self.root, suffixes=SUFFIXES, val_share=self.val_share, test_share=self.test_share, seed=self.seed
+            )
+            self.class_names = self._index.class_names
+        if stage in {"test", "validate"} and self._index is not None:
+            part = "test" if stage == "test" else "val"
+            if not getattr(self._index, part):
+                raise DataError(f"'{self.root}' has no {part} files: add '{part}/<class>/', or set a {part}_share.")
+        super().setup(stage)
+
+    def load(self, part: Part) -> CloudSet:
+        """Read the files of a split."""
+        assert self._index is not None
+        items = {"train": self._index.train, "val": self._index.val, "test": self._index.test}[part]
+        clouds = [_read_pool(item.path, self.num_points, self.normalize) for item in items]
+        if part != "train":
+            clouds = [_fixed_subset(points, self.num_points) for points in clouds]
+        return CloudSet(clouds, torch.tensor([item.label for item in items], dtype=torch.int64))
+
+
+def _require_positive(**numbers: int) -> None:
+    problems = [f"{name} is {value}, expected 1 or more." for name, value in numbers.items() if value < 1]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _read_pool(path: Path, num_points: int, normalize: Normalize) -> Tensor:
+    points = read_cloud(path, num_points=_POOL_FACTOR * num_points)
+    return unit(points) if normalize == "unit" else points
+
+
+def _fixed_subset(points: Tensor, num_points: int) -> Tensor:
+    """`num_points` of the points (P, 3), in a draw that depends on P alone; repeated in turn if there are fewer."""
+    if len(points) == num_points:
+        return points
+    order = torch.randperm(len(points), generator=seeded("evaluation", len(points)))
+    return points[order[torch.arange(num_points) % len(points)]]
+
+
+def _redraw(points: Tensor, num_points: int, generator: Generator) -> Tensor:
+    """`num_points` of the points (P, 3) at random, with replacement only if there are fewer."""
+    if len(points) < num_points:
+        return points[torch.randint(len(points), (num_points,), generator=generator)]
+    return points[torch.randperm(len(points), generator=generator)[:num_points]]
+
+
+class _TrainBatches:
+    """The `BatchSource` of a training set."""
+
+    def __init__(self, clouds: CloudSet, batch_size: int, num_points: int, *, augment: Augmentation, seed: int) -> None:
+        self.clouds = clouds
+        self.batch_size = batch_size
+        self.num_points = num_points
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return max(1, len(self.clouds) // self.batch_size)
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        order = torch.randperm(len(self.clouds), generator=seeded("order", self.seed, epoch))
+        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+        generator = seeded("batch", self.seed, epoch, index)
+        points = torch.stack([_redraw(self.clouds.clouds[i], self.num_points, generator) for i in chosen.tolist()])
+        batch = {"points": self.augment(points, generator)}
+        if self.clouds.labels is not None:
+            batch["label"] = self.clouds.labels[chosen]
+        return batch
+
+
+class _FixedClouds(Dataset[Batch]):
+    def __init__(self, clouds: CloudSet) -> None:
+        self.clouds = clouds
+
+    def __len__(self) -> int:
+        return len(self.clouds)
+
+    def __getitem__(self, index: int) -> Batch:
+        item = {"points": self.clouds.clouds[index]}
+        if self.clouds.labels is not None:
+            item["label"] = self.clouds.labels[index]
+        return item
+
+
+class _Files(Dataset[Batch]):
+    def __init__(self, files: Sequence[Path], num_points: int, normalize: Normalize) -> None:
+        self.files = files
+        self.num_points = num_points
+        self.normalize: Normalize = normalize
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Batch:
+        return {
+            "points": _fixed_subset(_read_pool(self.files[index], self.num_points, self.normalize), self.num_points)
+        }

@@ -1,0 +1,251 @@
+"""The base of every task: it trains adapter and head, and forwards Lightning's hooks to the adapter's life cycle."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor, nn
+
+from peft_modal.anatomy import Backbone, Features
+from peft_modal.attach import Adapter, Run
+from peft_modal.errors import FileFormatError, TrainingError
+from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups
+
+Stage = Literal["train", "val", "test"]
+ClipScope = Literal["trainable", "all"]
+
+
+class Task(L.LightningModule):
+    """Backbone, adapter, head, losses and metrics as one Lightning module.
+
+    A subclass gives `losses` and `update_metrics`. Only the adapter and the head train; a checkpoint holds nothing else.
+
+    Args:
+        backbone: Frozen network with its anatomy; supplied by the program.
+        adapter: What a method attached to it; supplied by the program.
+        head: Features to predictions; supplied by the program.
+        lr: Learning rate of AdamW (betas 0.9, 0.999).
+        weight_decay: Decay of tensors with two and more axes.
+        warmup_share: Share of the run's steps with a linearly growing learning rate.
+        min_lr_share: Share of the learning rate that the cosine ends at.
+        clip_norm: Largest gradient norm, or None.
+        clip_scope: Tensors whose gradients count for the norm: the trained ones. `all` also counts the frozen ones, as
+            code that never switches their gradients off does, and so costs their gradients.
+    """
+
+    runtime_args: ClassVar[frozenset[str]] = frozenset({"backbone", "adapter", "head", "class_names"})
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: Adapter,
+        head: nn.Module,
+        *,
+        lr: float = 5e-4,
+        weight_decay: float = 0.05,
+        warmup_share: float = 0.1,
+        min_lr_share: float = 0.002,
+        clip_norm: float | None = 10.0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.adapter = adapter
+        self.head = head
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup_share = warmup_share
+        self.min_lr_share = min_lr_share
+        self.clip_norm = clip_norm
+        self.strict_loading = False
+        self._losses: dict[str, Tensor] = {}
+        self._batch: Any = None
+        self._step = -1
+        self._micro = 0
+
+    # What a subclass gives.
+
+    @abstractmethod
+    def losses(self, batch: Mapping[str, Any], output: Any) -> dict[str, Tensor]:
+        """Named losses of one batch; their sum is minimised."""
+
+    @abstractmethod
+    def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Any) -> None:
+        """Add a batch to the stage's metrics and log them."""
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """Predictions of a batch."""
+        features: Features = self.backbone(batch)
+        return self.head(features)
+
+    # What is trained.
+
+    def named_trained(self) -> dict[str, nn.Parameter]:
+        """Every trained parameter, by its name in the adapter file."""
+        head = {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
+        return {**self.adapter.named_trained(), **head}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that training makes: the adapter's and the head's parameters and buffers."""
+        head = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        return {**self.adapter.state(), **head}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill adapter and head strictly.
+
+        Raises:
+            FileFormatError: A tensor is missing, left over, or of another shape.
+        """
+        self.adapter.load({k: v for k, v in tensors.items() if not k.startswith("head.")})
+        head = {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
+        try:
+            self.head.load_state_dict(head)
+        except RuntimeError as error:
+            raise FileFormatError(f"the head's tensors do not fit: {str(error).splitlines()[-1].strip()}") from error
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a cosine schedule per step."""
+        no_decay = self.adapter.no_decay
+        groups = parameter_groups(
+            self.named_trained(), lr=self.lr, weight_decay=self.weight_decay, no_decay=no_decay
+        )
+        if not groups:
+            raise TrainingError("nothing is trained: neither the method nor the head has a parameter")
+        optimizer = torch.optim.AdamW(groups)
+        schedule = cosine_with_warmup(
+            optimizer,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            warmup_share=self.warmup_share,
+            min_share=self.min_lr_share,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # The loop.
+
+    def training_step(self, batch: Mapping[str, Any], batch_index: int) -> Tensor:
+        """Losses and penalties of one micro-batch."""
+        del batch_index
+        output = self(batch)
+        named = {**self.losses(batch, output), **self.adapter.events.penalty(batch, output)}
+        self._losses, self._batch = named, batch
+        for name, value in named.items():
+            self.log(f"train/{name}", value.detach(), on_step=False, on_epoch=True, batch_size=_size(batch))
+        self.update_metrics("train", batch, output)
+        loss = torch.stack([value.reshape(()) for value in named.values()]).sum()
+        if not torch.isfinite(loss):
+            parts = ", ".join(f"{name} = {float(value):.4g}" for name, value in named.items())
+            raise TrainingError(
+                f"the loss is not finite at epoch {self.current_epoch}, step {self.global_step} ({parts}); lower task.lr, "
+                "check the data for broken samples, or use trainer.precision=32-true; what was saved before is kept"
+            )
+        return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Let the method compute the gradients; by default of the sum of the losses."""
+
+        def closure() -> Mapping[str, Tensor]:
+            return self.losses(self._batch, self(self._batch))
+
+        if self.adapter.events.wants("compute_gradients"):
+            scale = loss.detach() / torch.stack([v.detach().reshape(()) for v in self._losses.values()]).sum()
+            losses = {name: value * scale for name, value in self._losses.items()}
+            self.adapter.events.compute_gradients(losses, closure, lambda x: x.backward(*args, **kwargs))
+        else:
+            self.adapter.events.compute_gradients({"loss": loss}, closure, lambda x: x.backward(*args, **kwargs))
+
+    def validation_step(self, batch: Mapping[str, Any], batch_index: int) -> None:
+        """Loss and metrics on validation data."""
+        del batch_index
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Mapping[str, Any], batch_index: int) -> None:
+        """Loss and metrics on test data."""
+        del batch_index
+        self._evaluate("test", batch)
+
+    def _evaluate(self, stage: Stage, batch: Mapping[str, Any]) -> None:
+        output = self.evaluate(batch)
+        for name, value in self.losses(batch, output).items():
+            self.log(f"{stage}/{name}", value, on_epoch=True, batch_size=_size(batch))
+        self.update_metrics(stage, batch, output)
+
+    def evaluate(self, batch: Mapping[str, Any]) -> Tensor:
+        """Predictions outside training; a task may average several passes here."""
+        return self(batch)
+
+    # Lightning's hooks become the adapter's events here, in one place.
+
+    def on_fit_start(self) -> None:
+        """Tell the adapter that the optimiser exists."""
+        run = Run(
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            optimizers=self.trainer.optimizers,
+            generator=torch.Generator().manual_seed(0),
+            named_parameters=self.named_trained(),
+            world_size=self.trainer.world_size,
+        )
+        self.adapter.events.on_fit_start(run)
+
+    def on_train_epoch_start(self) -> None:
+        """See `LifeCycle.on_epoch_start`."""
+        self.adapter.events.on_epoch_start(self.current_epoch)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """See `LifeCycle.step_begin`; fires for the first micro-batch of a step only."""
+        del batch, batch_idx
+        if self.global_step != self._step:
+            self._step, self._micro = self.global_step, 0
+            self.adapter.events.step_begin(self.global_step)
+
+    def on_after_backward(self) -> None:
+        """See `LifeCycle.after_backward`."""
+        self.adapter.events.after_backward(self._micro)
+        self._micro += 1
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, then tell the adapter: Lightning's own hook before the step runs before clipping."""
+        value = self.clip_norm if gradient_clip_val is None else gradient_clip_val
+        if value is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=value, gradient_clip_algorithm=gradient_clip_algorithm or "norm")
+        self.adapter.events.before_step(self.global_step)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """See `LifeCycle.after_step`; fires after the optimiser's step."""
+        del outputs, batch, batch_idx
+        self._losses, self._batch = {}, None
+        if self.global_step != self._step:
+            self.adapter.events.after_step(self._step)
+
+    def on_train_end(self) -> None:
+        """Finalise, and refuse a run in which an event that a method waits for never came.
+
+        Raises:
+            TrainingError: One did not.
+        """
+        self.adapter.events.finalise()
+        unheard = [event for event in self.adapter.events.unheard() if event != "prepare"]
+        if unheard and self.global_step > 0:
+            raise TrainingError(f"the method waits for {', '.join(unheard)}, which never came: its result is not the method's")
+
+    # Checkpoints.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what is trained."""
+        checkpoint["state_dict"] = self.tensors()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Fill adapter and head; Lightning then finds nothing left to load."""
+        self.load_tensors(checkpoint["state_dict"])
+        checkpoint["state_dict"] = {}
+
+
+def _size(batch: Mapping[str, Any]) -> int:
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor))

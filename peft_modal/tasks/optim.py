@@ -1,0 +1,45 @@
+"""Optimiser and schedule of a task: parameter groups without weight decay where it does not belong, cosine, warm-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def parameter_groups(
+    named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float, no_decay: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """Two groups: tensors of two and more axes decay; vectors, biases and what `no_decay` names do not.
+
+    Args:
+        named: Trained parameters by name.
+        lr: Learning rate of both groups.
+        weight_decay: Decay of the first group.
+        no_decay: Names that never decay, whatever their shape.
+    """
+    decayed = [p for name, p in named.items() if p.dim() >= 2 and name not in no_decay]
+    kept = [p for name, p in named.items() if p.dim() < 2 or name in no_decay]
+    groups = [
+        {"params": decayed, "lr": lr, "weight_decay": weight_decay},
+        {"params": kept, "lr": lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def cosine_with_warmup(
+    optimizer: torch.optim.Optimizer, *, total_steps: int, warmup_share: float, min_share: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up over a share of the run, then a cosine down to a share of the learning rate, stepped per step."""
+    warmup = max(1, round(total_steps * warmup_share)) if warmup_share > 0 else 0
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = (step - warmup) / max(1, total_steps - warmup)
+        return min_share + (1.0 - min_share) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
