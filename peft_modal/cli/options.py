@@ -34,6 +34,8 @@ class Options:
     print_config: bool = False
     json: bool = False
     matrix: bool = False
+    dtype: str = "float32"
+    """Type of merged weights."""
     kind: str | None = None
     """The only kind that `list` shows."""
 
@@ -60,7 +62,7 @@ _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
             required=("--adapter", "--input", "--out"),
         ),
         "merge": _Verb(
-            "fold an adapter into plain weights", ("--adapter", "--out", "--json"), required=("--adapter", "--out")
+            "fold an adapter into plain weights", ("--adapter", "--out", "--dtype", "--json"), required=("--adapter", "--out")
         ),
         "list": _Verb("what is installed: " + ", ".join(KINDS), ("--matrix", "--json"), overrides=False),
     }
@@ -74,6 +76,8 @@ _ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     "--adapter": {"type": Path, "metavar": "FILE", "help": "adapter file (.safetensors)"},
     "--input": {"type": Path, "metavar": "PATH", "help": "file or folder to predict on"},
     "--out": {"type": Path, "metavar": "PATH", "help": "where results go; fit: default runs/<config>/<time>"},
+    "--dtype": {"choices": ["float32", "float16", "bfloat16"], "default": "float32",
+                "help": "type of the merged weights (default float32)"},
     "--overwrite": {"action": "store_true", "help": "replace a finished run in --out"},
     "--print_config": {"action": "store_true", "help": "print the complete configuration as YAML and stop"},
     "--json": {"action": "store_true", "help": "print the result as JSON"},

@@ -67,8 +67,8 @@ class Method(ABC):
         return adapter
 
     def describe(self) -> str:
-        """The method's name for sentences."""
-        return type(self).__name__.lower()
+        """The method's name in sentences and in tensor names of stacked methods: that of its file."""
+        return type(self).__module__.rpartition(".")[2]
 
     def _own_common(self, adapter: Adapter) -> None:
         backbone = adapter.backbone

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import ClassVar
 
 from peft_modal.attach import Adapter
 from peft_modal.errors import ConfigError
 from peft_modal.methods.base import Method
+from peft_modal.registry import Noun
 
 
 class Compose(Method):
     """Attach several methods together; they act in the order given.
 
     Args:
-        methods: Method nodes, `{name: lora, rank: 4}`, or Method objects.
+        methods: Method nodes: `[{name: lora, rank: 4}, {name: ssf}]`.
 
     Raises:
-        ConfigError: The list is empty, or an item is no method node.
+        ConfigError: The list is empty.
     """
 
-    def __init__(self, *, methods: list[Any]) -> None:
+    node_args: ClassVar[Mapping[str, Noun]] = {"methods": "method"}
+
+    def __init__(self, *, methods: list[Method]) -> None:
         if not methods:
             raise ConfigError("method.methods: compose needs at least one method")
-        self.methods: list[tuple[str, Method]] = []
-        for index, item in enumerate(methods):
-            if isinstance(item, Method):
-                self.methods.append((item.describe(), item))
-            elif isinstance(item, dict) and "name" in item:
-                self.methods.append((str(item["name"]), _make(item)))
-            else:
-                raise ConfigError(f"method.methods[{index}]: expected a mapping with 'name', got {item!r}")
+        self.methods = [(method.describe(), method) for method in methods]
 
     @classmethod
     def example(cls) -> Compose:
@@ -59,13 +56,3 @@ class Compose(Method):
         """The names of its methods."""
         return "compose(" + ", ".join(name for name, _ in self.methods) + ")"
 
-
-def _make(node: dict[str, Any]) -> Method:
-    from peft_modal.registry import default_registry
-
-    registry = default_registry()
-    arguments = {key: value for key, value in node.items() if key != "name"}
-    made = registry.load(registry.resolve("method", node["name"], modality=None))(**arguments)
-    if not isinstance(made, Method):
-        raise ConfigError(f"method.methods: '{node['name']}' is no method")
-    return made

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from peft_modal.anatomy import Backbone, Features
 from peft_modal.attach import Adapter, Run
-from peft_modal.errors import FileFormatError, TrainingError
+from peft_modal.errors import TrainingError
 from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups
+from peft_modal.tasks.tensors import load_tensors, tensors_of
 
 Stage = Literal["train", "val", "test"]
-ClipScope = Literal["trainable", "all"]
 
 
 class Task(L.LightningModule):
@@ -33,8 +33,6 @@ class Task(L.LightningModule):
         warmup_share: Share of the run's steps with a linearly growing learning rate.
         min_lr_share: Share of the learning rate that the cosine ends at.
         clip_norm: Largest gradient norm, or None.
-        clip_scope: Tensors whose gradients count for the norm: the trained ones. `all` also counts the frozen ones, as
-            code that never switches their gradients off does, and so costs their gradients.
     """
 
     runtime_args: ClassVar[frozenset[str]] = frozenset({"backbone", "adapter", "head", "class_names"})
@@ -90,21 +88,7 @@ class Task(L.LightningModule):
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that training makes: the adapter's and the head's parameters and buffers."""
-        head = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
-        return {**self.adapter.state(), **head}
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Fill adapter and head strictly.
-
-        Raises:
-            FileFormatError: A tensor is missing, left over, or of another shape.
-        """
-        self.adapter.load({k: v for k, v in tensors.items() if not k.startswith("head.")})
-        head = {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
-        try:
-            self.head.load_state_dict(head)
-        except RuntimeError as error:
-            raise FileFormatError(f"the head's tensors do not fit: {str(error).splitlines()[-1].strip()}") from error
+        return tensors_of(self.adapter, self.head)
 
     def configure_optimizers(self) -> Any:
         """AdamW with a cosine schedule per step."""
@@ -243,7 +227,7 @@ class Task(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill adapter and head; Lightning then finds nothing left to load."""
-        self.load_tensors(checkpoint["state_dict"])
+        load_tensors(self.adapter, self.head, checkpoint["state_dict"])
         checkpoint["state_dict"] = {}
 
 

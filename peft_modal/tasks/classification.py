@@ -88,6 +88,17 @@ class Classification(Task):
         if stage == "test":
             self.confusion.update(output.detach(), batch["label"])
 
+    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
+        """For each sample the likeliest class and the probability of every class."""
+        probabilities = output.float().softmax(-1)
+        return [
+            {
+                "class": self.class_names[int(row.argmax())],
+                "probabilities": dict(zip(self.class_names, (round(float(p), 6) for p in row), strict=True)),
+            }
+            for row in probabilities
+        ]
+
     def evaluate(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits, averaged over the `votes` views that the data gives of each sample."""
         if self.votes == 1:

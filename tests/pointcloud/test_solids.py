@@ -295,14 +295,17 @@ def test_the_back_of_a_closed_sphere_is_hidden():
     sphere = torch.nn.functional.normalize(torch.randn(24, 20_000, 3, generator=generator()), dim=-1)
     seen = corruption._visible(sphere, generator())
     share = seen.float().mean(1)
-    from_one_side = share < 0.58
+    # One view sees the half that faces it but for the steep rim, where a cell is deeper than the tolerance.
+    from_one_side = share < 0.42
     assert 0.25 < float(from_one_side.float().mean()) < 0.75
-    assert share.min() > 0.49
+    assert share.min() > 0.36
+    assert share.max() < 0.8
     for cloud, visible in zip(sphere[from_one_side], seen[from_one_side], strict=True):
         towards = torch.nn.functional.normalize(cloud[visible].mean(0), dim=0)
         depth = cloud @ towards
-        assert visible[depth > 0.2].all()
-        assert not visible[depth < -0.3].any()
+        assert visible[depth > 0.75].all()
+        # At the very rim a cell may hold points of the back alone.
+        assert visible[depth < -0.15].float().mean() < 0.02
         assert towards[1] > -0.02
 
 

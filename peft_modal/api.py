@@ -1,0 +1,102 @@
+"""From a configuration or an adapter file to a ready model, in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from peft_modal.anatomy import Backbone
+from peft_modal.attach import Adapter
+from peft_modal.compose import Composed, compose
+from peft_modal.errors import BackboneMismatchError
+from peft_modal.files import Header, fingerprint, load_adapter
+from peft_modal.tasks.tensors import load_tensors
+
+if TYPE_CHECKING:
+    from peft_modal.tasks.base import Task
+
+
+@dataclass
+class Model:
+    """A backbone with its adapter and head, ready to predict.
+
+    Use it as a function: `model(batch)` gives what the head gives, e.g. logits.
+    """
+
+    backbone: Backbone
+    adapter: Adapter
+    head: nn.Module
+    class_names: tuple[str, ...]
+    composed: Composed
+    header: Header | None = None
+
+    def __call__(self, batch: Mapping[str, Any]) -> Any:  # noqa: ANN401 — what a head returns is its own
+        """Predictions of a batch, without gradients."""
+        with torch.no_grad():
+            return self.head(self.backbone(batch))
+
+    def eval(self) -> Model:
+        """Switch every dropout off."""
+        for part in (self.backbone, self.adapter, self.head):
+            part.eval()
+        return self
+
+    def task(self) -> Task:
+        """The Lightning module that trains and measures this model."""
+        node = self.composed.nodes["task"]
+        task: Task = node.build(
+            backbone=self.backbone, adapter=self.adapter, head=self.head, class_names=self.class_names
+        )
+        return task
+
+
+def build(composed: Composed, class_names: Sequence[str], *, weights: bool = True) -> Model:
+    """Build backbone, adapter and head of a configuration.
+
+    Initial values of adapter and head follow from `seed` alone.
+
+    Args:
+        composed: The configuration.
+        class_names: Names of the classes in label order.
+        weights: Load the backbone's weights.
+    """
+    backbone: Backbone = composed.nodes["backbone"].build()
+    if weights:
+        backbone.load_weights()
+    generator = torch.Generator().manual_seed(composed.seed)
+    adapter: Adapter = composed.nodes["method"].build().attach(backbone, generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(composed.seed)
+        head: nn.Module = composed.nodes["head"].build(spec=backbone.feature_spec(), num_outputs=len(class_names))
+    return Model(backbone, adapter, head, tuple(class_names), composed)
+
+
+def load(path: str | Path) -> Model:
+    """A ready model from its adapter file, in evaluation mode.
+
+    Args:
+        path: An adapter file.
+
+    Raises:
+        FileFormatError: The file is missing, corrupt, from a newer version, or does not fit its own configuration.
+        BackboneMismatchError: The backbone's weights are not those that the adapter was trained on.
+    """
+    tensors, header = load_adapter(Path(path))
+    composed = compose(header.config)
+    model = build(composed, header.class_names)
+    found = fingerprint(model.backbone.network.state_dict())
+    if found != header.fingerprint:
+        node = composed.nodes["backbone"]
+        raise BackboneMismatchError(
+            f"'{path}' was trained on other weights of '{node.name}' (weights: {node.kwargs.get('weights')}): fingerprint "
+            f"{header.fingerprint[:12]} there, {found[:12]} here; get the same backbone weights, or train again"
+        )
+    load_tensors(model.adapter, model.head, tensors)
+    model.header = header
+    return model.eval()
+

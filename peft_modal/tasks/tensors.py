@@ -1,0 +1,37 @@
+"""What training makes, by ownership: the tensors of adapter and head under their names in the adapter file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from peft_modal.attach import Adapter
+from peft_modal.errors import FileFormatError
+
+_HEAD = "head."
+
+
+def tensors_of(adapter: Adapter, head: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of adapter and head: `adapter.*`, `backbone.*`, `head.*`."""
+    return {**adapter.state(), **{_HEAD + name: tensor for name, tensor in head.state_dict().items()}}
+
+
+def load_tensors(adapter: Adapter, head: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Fill adapter and head strictly.
+
+    Raises:
+        FileFormatError: A tensor is missing, left over, or of another shape.
+    """
+    own = head.state_dict()
+    given = {name.removeprefix(_HEAD): tensor for name, tensor in tensors.items() if name.startswith(_HEAD)}
+    missing, extra = sorted(set(own) - set(given)), sorted(set(given) - set(own))
+    if missing or extra:
+        raise FileFormatError(f"the head's tensors do not fit: missing {missing[:3]}, unknown {extra[:3]}")
+    for name, tensor in given.items():
+        if tensor.shape != own[name].shape:
+            raise FileFormatError(
+                f"tensor 'head.{name}' has shape {tuple(tensor.shape)}, this head has {tuple(own[name].shape)}"
+            )
+    adapter.load({name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)})
+    head.load_state_dict(given)
