@@ -99,4 +99,3 @@ def load(path: str | Path) -> Model:
     load_tensors(model.adapter, model.head, tensors)
     model.header = header
     return model.eval()
-

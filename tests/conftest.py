@@ -40,6 +40,13 @@ def _global_state() -> dict[str, object]:
     }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the suite; pytest reads them from this file only, so they cannot lie beside the tests they serve."""
+    parser.addoption(
+        "--golden-dir", metavar="DIR", default=None, help="folder of golden cases (default: the committed ones)"
+    )
+
+
 @pytest.fixture(autouse=True)
 def nothing_global_leaks() -> Iterator[None]:
     """Fail a test that leaves a process-wide switch changed; the next test would run under it."""

@@ -10,7 +10,9 @@ PLUGIN: Final = Plugin(
     name="heads",
     modality="",
     heads={
-        "linear": Entry("peft_modal_heads.linear:LinearHead", summary="Pooled features, optional BatchNorm, one linear."),
+        "linear": Entry(
+            "peft_modal_heads.linear:LinearHead", summary="Pooled features, optional BatchNorm, one linear."
+        ),
         "pointcloud_mlp": Entry(
             "peft_modal_heads.pointcloud_mlp:PointCloudMLP",
             summary="The three-layer head of point-cloud fine-tuning.",

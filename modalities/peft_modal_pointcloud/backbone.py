@@ -49,6 +49,7 @@ class PointMAEBackbone(Backbone):
         num_heads: Attention heads per block.
         num_group: Patches per cloud.
         group_size: Points per patch.
+        mlp_ratio: Hidden width of a block's MLP over `dim`.
         drop_path: Drop-path rate of the last block, growing linearly from 0; active in mode `reference` only.
         encoder_dim: Width of the mini-PointNet's token where it differs (256 for Point-BERT).
         pointnet_dims: Inner widths of the mini-PointNet.
@@ -70,6 +71,7 @@ class PointMAEBackbone(Backbone):
         num_heads: int | None = None,
         num_group: int | None = None,
         group_size: int | None = None,
+        mlp_ratio: float = 4.0,
         drop_path: float = 0.1,
         encoder_dim: int | None = None,
         pointnet_dims: list[int] | None = None,
@@ -85,7 +87,9 @@ class PointMAEBackbone(Backbone):
         sizes = {key: preset[key] if value is None else value for key, value in given.items()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
-            network = PointMAE(**sizes, drop_path=drop_path, encoder_dim=encoder_dim, init=init)
+            network = PointMAE(
+                **sizes, mlp_ratio=mlp_ratio, drop_path=drop_path, encoder_dim=encoder_dim, init=init
+            )
         self.weights = weights
         self.group_size: int = sizes["group_size"]
         self.num_group: int = sizes["num_group"]

@@ -134,4 +134,3 @@ class MaskedAutoencoding(Task):
             return block_mask(centres, self.mask_ratio, generator=generator)
         num_group = int(self.backbone.num_group)  # type: ignore[arg-type]
         return random_mask(len(points), num_group, self.mask_ratio, generator=generator, device=points.device)
-

@@ -62,7 +62,9 @@ _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
             required=("--adapter", "--input", "--out"),
         ),
         "merge": _Verb(
-            "fold an adapter into plain weights", ("--adapter", "--out", "--dtype", "--json"), required=("--adapter", "--out")
+            "fold an adapter into plain weights",
+            ("--adapter", "--out", "--dtype", "--json"),
+            required=("--adapter", "--out"),
         ),
         "list": _Verb("what is installed: " + ", ".join(KINDS), ("--matrix", "--json"), overrides=False),
     }

@@ -118,7 +118,9 @@ def _load(options: Options) -> Model:
         changed = compose(model.header.config, overrides=options.overrides)
         for noun in ("backbone", "method", "head"):
             if changed.nodes[noun].to_dict() != model.composed.nodes[noun].to_dict():
-                raise ConfigError(f"--{noun}: an adapter file fixes its {noun}; only data, task and trainer can be changed")
+                raise ConfigError(
+                    f"--{noun}: an adapter file fixes its {noun}; only data, task and trainer can be changed"
+                )
         model.composed = changed
     return model
 

@@ -55,4 +55,3 @@ class Compose(Method):
     def describe(self) -> str:
         """The names of its methods."""
         return "compose(" + ", ".join(name for name, _ in self.methods) + ")"
-

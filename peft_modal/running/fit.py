@@ -125,7 +125,9 @@ def _save(folder: RunFolder, task: Task, header: Header) -> None:
 def describe(folder: RunFolder, figures: dict[str, float]) -> list[tuple[str, str]]:
     """The lines that a run ends with: what came out, how much was trained, and where the files are."""
     lines = [(name, f"{100 * figures[name]:.1f} %") for name in ("test/accuracy", "val/accuracy") if name in figures]
-    lines += [(name, f"{figures[name]:.4g}") for name in ("test/loss", "val/loss") if name in figures][: 0 if lines else 1]
+    lines += [(name, f"{figures[name]:.4g}") for name in ("test/loss", "val/loss") if name in figures][
+        : 0 if lines else 1
+    ]
     trained = figures["params/adapter"] + figures["params/backbone_trained"] + figures["params/head"]
     lines.append(
         (
@@ -136,9 +138,7 @@ def describe(folder: RunFolder, figures: dict[str, float]) -> list[tuple[str, st
         )
     )
     if "time/step_ms" in figures:
-        lines.append(
-            ("cost", f"{figures['time/step_ms']:.0f} ms a step, {figures['memory/peak_mb']:,.0f} MB at most")
-        )
+        lines.append(("cost", f"{figures['time/step_ms']:.0f} ms a step, {figures['memory/peak_mb']:,.0f} MB at most"))
     lines.append(("adapter", f"{folder.adapter} ({figures['file/adapter_bytes'] / 1e6:.2f} MB)"))
     lines.append(("metrics", str(folder.metrics)))
     return lines
@@ -152,4 +152,3 @@ def evaluate(model: Model, stage: str, *, data: Any) -> dict[str, float]:
     run = trainer.validate if stage == "val" else trainer.test
     results = run(task, datamodule=data, verbose=False)
     return {name: float(value) for result in results for name, value in result.items()}
-

@@ -93,9 +93,7 @@ class Task(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with a cosine schedule per step."""
         no_decay = self.adapter.no_decay
-        groups = parameter_groups(
-            self.named_trained(), lr=self.lr, weight_decay=self.weight_decay, no_decay=no_decay
-        )
+        groups = parameter_groups(self.named_trained(), lr=self.lr, weight_decay=self.weight_decay, no_decay=no_decay)
         if not groups:
             raise TrainingError("nothing is trained: neither the method nor the head has a parameter")
         optimizer = torch.optim.AdamW(groups)
@@ -198,7 +196,9 @@ class Task(L.LightningModule):
         """Clip, then tell the adapter: Lightning's own hook before the step runs before clipping."""
         value = self.clip_norm if gradient_clip_val is None else gradient_clip_val
         if value is not None:
-            self.clip_gradients(optimizer, gradient_clip_val=value, gradient_clip_algorithm=gradient_clip_algorithm or "norm")
+            self.clip_gradients(
+                optimizer, gradient_clip_val=value, gradient_clip_algorithm=gradient_clip_algorithm or "norm"
+            )
         self.adapter.events.before_step(self.global_step)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -217,7 +217,9 @@ class Task(L.LightningModule):
         self.adapter.events.finalise()
         unheard = [event for event in self.adapter.events.unheard() if event != "prepare"]
         if unheard and self.global_step > 0:
-            raise TrainingError(f"the method waits for {', '.join(unheard)}, which never came: its result is not the method's")
+            raise TrainingError(
+                f"the method waits for {', '.join(unheard)}, which never came: its result is not the method's"
+            )
 
     # Checkpoints.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ class TinyViT(Backbone):
         mlp_ratio: float = 2.0,
         frozen_mode: Any = "eval",
         drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
+        qkv_bias: bool = True,
     ) -> None:
         from timm.models.vision_transformer import VisionTransformer
 
@@ -53,6 +56,8 @@ class TinyViT(Backbone):
                 mlp_ratio=mlp_ratio,
                 num_classes=0,
                 drop_path_rate=drop_path,
+                qkv_bias=qkv_bias,
+                norm_layer=partial(nn.LayerNorm, eps=norm_eps),
             )
         )
         self.img_size = img_size

@@ -1,0 +1,48 @@
+"""Golden cases: numbers of the authors' code, fed to the product's own classes.
+
+Each module runs the cases of a few slugs; none computes anything itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from golden_runners import (
+    block_adapters,
+    point_network,
+    point_pretraining,
+    prompt_generator,
+    vision_transformer,
+)
+from golden_runners.golden_case import GoldenCase
+
+RUNNERS: dict[str, Callable[[GoldenCase], None]] = {
+    "backbone-pointmae": point_network.plain,
+    "vpt-3d": point_network.static_prompts,
+    "idpt-classifier": point_network.dynamic_prompt,
+    "pointmae-pretrain": point_pretraining.step,
+    "idpt": prompt_generator.generators,
+    "ssf": vision_transformer.ssf,
+    "vpt-shallow": vision_transformer.vpt_shallow,
+    "vpt-deep": vision_transformer.vpt_deep,
+    "adaptformer": block_adapters.adaptformer,
+    "adaptformer-bench": block_adapters.adaptformer,
+    "adapter-pfeiffer": block_adapters.pfeiffer,
+    "lora-qkv": block_adapters.lora,
+}
+
+
+def run_case(folder: Path) -> None:
+    """Run the case in a folder; a slug without a runner skips.
+
+    Raises:
+        AssertionError: Something differs, or was left out.
+    """
+    case = GoldenCase(folder)
+    if case.slug not in RUNNERS:
+        pytest.skip(f"missing: {case.slug}")
+    RUNNERS[case.slug](case)
+    case.finish()

@@ -1,0 +1,66 @@
+"""Backbones around one bare timm module: a block, or an attention alone; tokens in, tokens out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft_modal.anatomy import AnatomyBuilder, Backbone, Context, Features
+from tiny_backbones import timm_block
+from torch import Tensor, nn
+from typing_extensions import override
+
+from timm.models.vision_transformer import Attention, Block
+
+
+class TokenBackbone(Backbone):
+    """Runs a network on tokens (B, N, D) as they are; base of the two below."""
+
+    modality = "vision"
+    width: int
+
+    @property
+    @override
+    def feature_width(self) -> int:
+        return self.width
+
+    @override
+    def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
+        return Features(self.network(batch["tokens"]), None)
+
+    @override
+    def example_batch(self, batch_size: int = 2) -> dict[str, Tensor]:
+        return {"tokens": torch.zeros(batch_size, 5, self.width)}
+
+
+class OneBlock(TokenBackbone):
+    """One block of a ViT; its tensors are called `blocks.0.*`."""
+
+    def __init__(
+        self, *, width: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, norm_eps: float, drop_path: float = 0.0
+    ) -> None:
+        norm_layer = functools.partial(nn.LayerNorm, eps=norm_eps)
+        block = Block(width, num_heads, mlp_ratio, qkv_bias=qkv_bias, norm_layer=norm_layer, drop_path=drop_path)
+        network = nn.Sequential()
+        network.add_module("blocks", nn.Sequential(block))
+        b = AnatomyBuilder(network)
+        timm_block(b, 0, width=width, heads=num_heads)
+        self.width = width
+        super().__init__(network, b.build(layouts={}))
+
+
+class OneAttention(TokenBackbone):
+    """One attention of a ViT; its tensors are called `attn.*`."""
+
+    def __init__(self, *, width: int, num_heads: int, qkv_bias: bool) -> None:
+        network = nn.Sequential()
+        network.add_module("attn", Attention(width, num_heads=num_heads, qkv_bias=qkv_bias))
+        b = AnatomyBuilder(network)
+        b.enter("blocks", 0)
+        parts = {role: role for role in ("attn.q", "attn.k", "attn.v")}
+        b.fused("attn.qkv", "attn.qkv", parts, heads=num_heads)
+        b.op("attn.out", "attn.proj")
+        self.width = width
+        super().__init__(network, b.build(layouts={}))
