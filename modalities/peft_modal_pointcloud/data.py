@@ -20,8 +20,9 @@ from peft_modal.data.epochs import Batch, epoch_loader
 from peft_modal.data.folder import FolderIndex, list_files, scan_folder
 from peft_modal.data.seeding import seeded
 from peft_modal.errors import ConfigError, DataError
-from peft_modal_pointcloud.augment import Augmentation, build_augment, unit
+from peft_modal_pointcloud.augment import Augmentation, build_augment, scale_translate, unit
 from peft_modal_pointcloud.readers import SUFFIXES, read_cloud
+from peft_modal_pointcloud.sampling import farthest_point_sample
 from peft_modal_pointcloud.solids import DOWNSTREAM_FAMILIES, PRETRAIN_FAMILIES, make_solids, observe
 
 GENERATOR_VERSION = 1
@@ -48,6 +49,8 @@ class CloudSet:
     """n clouds (P_i, 3) float32, or one tensor (n, P, 3)."""
     labels: Tensor | None
     """(n,) int64, or None for clouds to pre-train on."""
+    pools: Tensor | None = None
+    """(n, Q, 3): more points of each evaluation cloud, to draw votes from."""
 
     def __len__(self) -> int:
         return len(self.clouds)
@@ -146,6 +149,20 @@ class PointClouds(LightningDataModule):
         files = list_files(path, SUFFIXES)
         dataset = _Files(files, self.num_points, self.normalize)
         return list(files), DataLoader(dataset, batch_size=2 * self.batch_size, num_workers=self.num_workers)
+
+    def vote(self, batch: Batch, index: int) -> Batch:
+        """View `index` of an evaluation batch, for predictions averaged over several (Qi et al., NeurIPS 2017).
+
+        Where the batch has a `pool` (B, Q, 3), `num_points` of it are drawn, the same for all clouds of the batch; the
+        view is then scaled and shifted at random. It depends on nothing but the index and the number of points.
+        """
+        points = batch["points"]
+        generator = seeded("vote", index, points.shape[1])
+        if "pool" in batch:
+            pool = batch["pool"]
+            points = pool[:, torch.randperm(pool.shape[1], generator=generator)[: points.shape[1]].to(pool.device)]
+        view = scale_translate(points.cpu(), generator).to(points.device)
+        return {**batch, "points": view}
 
     def _evaluation_loader(self, part: Part) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         clouds = self._sets[part]
@@ -258,6 +275,8 @@ class Folder(PointClouds):
         augment: Names of augmentations for training, applied in this order.
         val_share: Share of each class held out for validation where there is no `val`.
         test_share: Share of each class held out for testing where there are no splits.
+        vote_pool: Keep more points of each evaluation cloud (1200 for 1024, in proportion for other numbers, chosen
+            by farthest point sampling), so that `task.votes` draws other points for every vote.
         seed: Of the held-out files, and of order, draws and augmentation.
         num_workers: Processes that prepare batches.
 
@@ -275,6 +294,7 @@ class Folder(PointClouds):
         augment: Sequence[str] = ("scale_translate",),
         val_share: float = 0.1,
         test_share: float = 0.2,
+        vote_pool: bool = False,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
@@ -289,6 +309,7 @@ class Folder(PointClouds):
         self.root = Path(root)
         self.val_share = val_share
         self.test_share = test_share
+        self.vote_pool = vote_pool
         self._index: FolderIndex | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -313,9 +334,12 @@ class Folder(PointClouds):
         assert self._index is not None
         items = {"train": self._index.train, "val": self._index.val, "test": self._index.test}[part]
         clouds = [_read_pool(item.path, self.num_points, self.normalize) for item in items]
+        pools = None
         if part != "train":
+            if self.vote_pool and clouds:
+                pools = torch.stack([_farthest(points, _vote_points(self.num_points)) for points in clouds])
             clouds = [_fixed_subset(points, self.num_points) for points in clouds]
-        return CloudSet(clouds, torch.tensor([item.label for item in items], dtype=torch.int64))
+        return CloudSet(clouds, torch.tensor([item.label for item in items], dtype=torch.int64), pools)
 
 
 def _require_positive(**numbers: int) -> None:
@@ -327,6 +351,18 @@ def _require_positive(**numbers: int) -> None:
 def _read_pool(path: Path, num_points: int, normalize: Normalize) -> Tensor:
     points = read_cloud(path, num_points=_POOL_FACTOR * num_points)
     return unit(points) if normalize == "unit" else points
+
+
+def _vote_points(num_points: int) -> int:
+    """Size of the pool that votes draw from, as in the authors' evaluation."""
+    return {1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192}.get(num_points, round(num_points * 1200 / 1024))
+
+
+def _farthest(points: Tensor, count: int) -> Tensor:
+    """`count` of the points (P, 3) by farthest point sampling, repeated in turn if there are fewer."""
+    if len(points) <= count:
+        return points[torch.arange(count) % len(points)]
+    return points[farthest_point_sample(points[None], count)[0]]
 
 
 def _fixed_subset(points: Tensor, num_points: int) -> Tensor:
@@ -379,6 +415,8 @@ class _FixedClouds(Dataset[Batch]):
         item = {"points": self.clouds.clouds[index]}
         if self.clouds.labels is not None:
             item["label"] = self.clouds.labels[index]
+        if self.clouds.pools is not None:
+            item["pool"] = self.clouds.pools[index]
         return item
 
 

@@ -77,7 +77,8 @@ class IDPT(Method):
         else:
             port = anatomy.port("block.out", stack="blocks", block=layer - 1)
         heads = next(site.heads for site in anatomy.sites if site.role == "attn.qkv")
-        make_block = functools.partial(Block, port.width, num_heads=heads or 1)
+        hidden_dim = next(site.shape[0] for site in anatomy.sites if site.role == "mlp.in")
+        make_block = functools.partial(Block, port.width, num_heads=heads or 1, mlp_ratio=hidden_dim / port.width)
         generator = build_prompt_generator(self.prompt_module, dim=port.width, k=self.k, make_block=make_block)
         source = DynamicPrompt(generator, width=port.width, train_position=self.train_prompt_pos)
         layout = anatomy.layout(port)
@@ -114,7 +115,9 @@ class DynamicPrompt(PromptSource):
         tokens = context.taps[_INPUT][:, self.first_token :]
         if getattr(self.generator, "adds_positions", False):
             tokens = tokens + context.get("positions")
-        return self.generator(tokens)
+        # float32: a maximum over tokens that half precision makes equal sends its gradient to another one.
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.generator(tokens.float())
 
     def positions(self, block: int) -> Tensor:
         """(1, 1, D), added before every block that the prompt enters."""

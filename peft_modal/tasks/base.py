@@ -149,13 +149,14 @@ class Task(L.LightningModule):
         self._evaluate("test", batch)
 
     def _evaluate(self, stage: Stage, batch: Mapping[str, Any]) -> None:
-        output = self.evaluate(batch)
+        output = self.evaluate(stage, batch)
         for name, value in self.losses(batch, output).items():
             self.log(f"{stage}/{name}", value, on_epoch=True, batch_size=_size(batch))
         self.update_metrics(stage, batch, output)
 
-    def evaluate(self, batch: Mapping[str, Any]) -> Tensor:
+    def evaluate(self, stage: Stage, batch: Mapping[str, Any]) -> Tensor:
         """Predictions outside training; a task may average several passes here."""
+        del stage
         return self(batch)
 
     # Lightning's hooks become the adapter's events here, in one place.

@@ -31,7 +31,7 @@ class Classification(Task):
         min_lr_share: Share of the learning rate that the cosine ends at.
         clip_norm: Largest gradient norm over the trained tensors, or None.
         label_smoothing: Share of each target that is spread over all classes.
-        votes: Passes averaged (as logits) for each sample outside training; the data makes the passes differ.
+        votes: Views whose logits are averaged for each test sample; the data makes them.
     """
 
     def __init__(
@@ -99,9 +99,9 @@ class Classification(Task):
             for row in probabilities
         ]
 
-    def evaluate(self, batch: Mapping[str, Any]) -> Tensor:
-        """Logits, averaged over the `votes` views that the data gives of each sample."""
-        if self.votes == 1:
+    def evaluate(self, stage: Stage, batch: Mapping[str, Any]) -> Tensor:
+        """Logits; on test data averaged over the `votes` views that the data gives of each sample."""
+        if self.votes == 1 or stage != "test":
             return self(batch)
         datamodule = getattr(self.trainer, "datamodule", None)
         if not hasattr(datamodule, "vote"):

@@ -117,7 +117,7 @@ def _hook_counts(module: nn.Module) -> dict[str, int]:
     return {name: len(value) for name, value in vars(module).items() if name.endswith(("hooks", "kwargs", "called"))}
 
 
-def check_bf16(backbone_factory: BackboneFactory, method: Method) -> None:
+def check_bf16(backbone_factory: BackboneFactory, method: Method, *, tolerance: float = BF16_TOLERANCE) -> None:
     """Under bf16 autocast gradients stay close to those of float32, and trained tensors stay float32.
 
     Raises:
@@ -137,7 +137,7 @@ def check_bf16(backbone_factory: BackboneFactory, method: Method) -> None:
     if wanted:
         flat, flat_wanted = (torch.cat([g[name].flatten() for name in wanted]) for g in (found, wanted))
         error = float((flat - flat_wanted).norm() / flat_wanted.norm().clamp_min(1e-12))
-        assert error <= BF16_TOLERANCE, (
+        assert error <= tolerance, (
             f"gradients of {method.describe()} under bf16 autocast differ from float32 by {error:.1%}"
         )
 

@@ -143,6 +143,13 @@ EXEMPT: dict[tuple[str, str], Collection[str]] = {
 """Trained tensors that need no gradient."""
 
 
+BF16_TOLERANCE: dict[tuple[str, str], float] = {
+    # LayerNorm behind a branch that starts near zero divides by its small deviation and so magnifies rounding.
+    ("adaptformer_norm_out", "point_mae"): 0.25,
+}
+"""Combinations whose gradients part further from float32 under bf16 than the contract's 0.05, and why."""
+
+
 @cache
 def _registered() -> dict[str, Listed]:
     """Backbones and methods of plugins by test name; those without a `tiny` are reported by the matrix."""

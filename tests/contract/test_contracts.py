@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract.cases import CONFIGURATIONS, EXEMPT, REFUSED, backbone_factory, combinations, make_method, registry
+from contract.cases import (
+    BF16_TOLERANCE,
+    CONFIGURATIONS,
+    EXEMPT,
+    REFUSED,
+    backbone_factory,
+    combinations,
+    make_method,
+    registry,
+)
 
 from peft_modal.errors import AttachError, SelectionError
-from peft_modal.testing import CONTRACTS, check_gradients_only_in_adapter
+from peft_modal.testing import CONTRACTS, check_bf16, check_gradients_only_in_adapter
 
 # `compile` takes seconds each: test_compile.py has one representative of every primitive.
 QUICK = [name for name in CONTRACTS if name != "compile"]
@@ -26,6 +35,8 @@ def test_contract_holds(pair: tuple[str, str], contract: str) -> None:
         check_gradients_only_in_adapter(
             backbone_factory(backbone), make_method(configuration), exempt=EXEMPT.get(pair, ())
         )
+    elif contract == "bf16" and pair in BF16_TOLERANCE:
+        check_bf16(backbone_factory(backbone), make_method(configuration), tolerance=BF16_TOLERANCE[pair])
     else:
         CONTRACTS[contract](backbone_factory(backbone), make_method(configuration))
 
@@ -52,4 +63,4 @@ def test_every_registered_core_method_has_a_configuration() -> None:
 
 
 def test_every_expected_refusal_and_exemption_names_a_combination_that_is_tried() -> None:
-    assert {*REFUSED, *EXEMPT} <= set(combinations())
+    assert {*REFUSED, *EXEMPT, *BF16_TOLERANCE} <= set(combinations())

@@ -5,6 +5,7 @@ Each module runs the cases of a few slugs; none computes anything itself.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,8 +42,9 @@ def run_case(folder: Path) -> None:
     Raises:
         AssertionError: Something differs, or was left out.
     """
+    slug = json.loads((folder / "case.json").read_text(encoding="utf-8"))["slug"]
+    if slug not in RUNNERS:
+        pytest.skip(f"missing: {slug}")
     case = GoldenCase(folder)
-    if case.slug not in RUNNERS:
-        pytest.skip(f"missing: {case.slug}")
-    RUNNERS[case.slug](case)
+    RUNNERS[slug](case)
     case.finish()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor, nn
+
 from golden_runners.golden_case import GoldenCase
 from golden_runners.reading import input_of, output_of
 from peft_modal.attach import Adapter
@@ -14,7 +16,6 @@ from peft_modal_heads.pointcloud_mlp import PointCloudMLP
 from peft_modal_pointcloud.backbone import PointMAEBackbone
 from peft_modal_pointcloud.idpt import IDPT
 from peft_modal_pointcloud.sampling import farthest_point_sample, knn
-from torch import Tensor, nn
 
 CLS_TYPES = {
     "all": ["cls", "prompt", "max"],
@@ -149,6 +150,7 @@ def run(
     case: GoldenCase, backbone: PointMAEBackbone, head: PointCloudMLP | LinearHead, adapter: Adapter, *, rename
 ) -> tuple[Mapping[str, Tensor], Tensor]:
     """One pass and the gradients of sum(logits * probe); returns the features' extras and the logits."""
+    case.choice("mode", {"eval": False}, default="eval")
     blocks = backbone.network.blocks.blocks
     entering = {i: input_of(block) for i, block in enumerate(blocks)}
     leaving = {i: output_of(block) for i, block in enumerate(blocks)}

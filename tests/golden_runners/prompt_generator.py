@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 
 import torch
+from torch import Tensor, nn
+
 from golden_runners.golden_case import GoldenCase
 from golden_runners.point_network import PROMPT_MODULES
 from golden_runners.reading import input_of, output_of
 from peft_modal_pointcloud.idpt_generator import NEGATIVE_SLOPE, build_prompt_generator, feature_knn
 from peft_modal_pointcloud.network import Block
-from torch import Tensor, nn
 
 VARIANTS = {
     "mlp": "mlp",
@@ -54,16 +55,14 @@ def _variant(case: GoldenCase, module: str, prefix: str) -> None:
         prompt = generator(tokens)
         prompt.backward(probe)
         case.compare(f"{prefix}out.prompt_{mode}", prompt)
-        for name in edges:
+        for name, edge in edges.items():
             case.compare(f"{prefix}out.{name}_{mode}", leaving[name][0])
             layer = name.removeprefix("edge")
-            neighbours = feature_knn(entering[name][0], edges[name].k)
+            neighbours = feature_knn(entering[name][0], edge.k)
             case.compare(f"{prefix}out.knn_idx_layer{layer}_{mode}", neighbours)
         gradients: dict[str, Tensor | None] = {name: p.grad for name, p in generator.named_parameters()}
         for name, gradient in {**gradients, "tokens": tokens.grad}.items():
-            case.compare_gradient(
-                name, gradient, prefix=f"{prefix}grad_{mode}", sums=f"{prefix}gradsum_{mode}"
-            )
+            case.compare_gradient(name, gradient, prefix=f"{prefix}grad_{mode}", sums=f"{prefix}gradsum_{mode}")
         if mode == "train":
             for name, value in generator.state_dict().items():
                 case.compare(f"{prefix}out.after_train.{name}", value)

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft_modal.anatomy import AnatomyBuilder, Backbone, Context, Features
+from timm.models.vision_transformer import Attention, Block
 from tiny_backbones import timm_block
 from torch import Tensor, nn
 from typing_extensions import override
 
-from timm.models.vision_transformer import Attention, Block
+from peft_modal.anatomy import AnatomyBuilder, Backbone, Context, Features
 
 
 class TokenBackbone(Backbone):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
+from tiny_backbones import TinyViT
+from torch import Tensor
+
 from golden_runners.golden_case import GoldenCase
 from peft_modal.attach import merge_
 from peft_modal.methods.ssf import SSF
 from peft_modal.methods.vpt import VPT
 from peft_modal_heads.linear import LinearHead
-from tiny_backbones import TinyViT
-from torch import Tensor
 
 POOLS = {"cls": ["cls"], "token": ["cls"], "mean": ["mean"], "avg": ["mean"], "max": ["max"]}
 
@@ -51,7 +52,9 @@ def vpt_deep(case: GoldenCase) -> None:
 def _vpt(case: GoldenCase, *, deep: bool) -> None:
     backbone = _backbone(case)
     prompts = case.take("param.prompts")
-    adapter = VPT(num_tokens=case.setting("num_tokens"), deep=deep).attach(backbone)
+    case.require("deep", deep)
+    dropout = case.setting("prompt_dropout", 0.0)
+    adapter = VPT(num_tokens=case.setting("num_tokens"), deep=deep, dropout=dropout).attach(backbone)
     adapter.load({f"adapter.blocks.prompt.{i}": own for i, own in enumerate(prompts)})
     _run(case, backbone, _head(case, backbone))
     gradients: list[Tensor] = [parameter.grad for parameter in adapter.named_trained().values()]

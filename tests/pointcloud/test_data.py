@@ -353,3 +353,19 @@ def test_a_damaged_file_is_named(root):
 def test_wrong_arguments_of_folder_end_in_a_sentence(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         Folder(root=tmp_path, **options)
+
+
+def test_votes_differ_between_views_and_not_between_calls():
+    data = Solids(batch_size=4, shots=1, val_per_class=1, test_per_class=1, num_points=32, pool_points=32)
+    batch = {"points": torch.rand(2, 32, 3)}
+    first, again, second = (data.vote(batch, index)["points"] for index in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+def test_a_vote_draws_the_same_positions_of_every_clouds_pool():
+    data = Solids(batch_size=4, shots=1, val_per_class=1, test_per_class=1, num_points=8, pool_points=8)
+    pool = torch.arange(40.0).repeat(2, 3, 1).transpose(1, 2).contiguous()
+    view = data.vote({"points": torch.zeros(2, 8, 3), "pool": pool}, 3)["points"]
+    spread = (view - view.mean(1, keepdim=True)) / view.std(1, keepdim=True)
+    torch.testing.assert_close(spread[0], spread[1])

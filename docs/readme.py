@@ -1,0 +1,47 @@
+"""Fills the generated parts of the README: the matrix from the registry, the transfer table from its results.
+
+python docs/readme.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+from peft_modal.files import write_text
+from peft_modal.registry import default_registry
+from peft_modal.testing.matrix import matrix_table, method_matrix
+
+ROOT = Path(__file__).parent.parent
+_STARTS = {"nano": "nano", "random_card": "random, normal(0, 0.02)", "random_torch": "random, PyTorch's default"}
+_METHODS = {"linear_probe": "linear probe", "idpt": "IDPT"}
+
+
+def transfer_table(results: dict[str, float]) -> str:
+    """Mean and sample deviation over seeds, in percent."""
+    lines = ["| start | " + " | ".join(_METHODS.values()) + " |", "|---|---|---|"]
+    for start, title in _STARTS.items():
+        cells = []
+        for method in _METHODS:
+            found = [100 * value for key, value in results.items() if key.startswith(f"{method}/{start}/")]
+            spread = statistics.stdev(found) if len(found) > 1 else 0.0
+            cells.append(f"{statistics.mean(found):.1f} ± {spread:.1f} ({len(found)})" if found else "")
+        if any(cells):
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def filled(text: str) -> str:
+    """The README with its generated parts made anew."""
+    results = json.loads((ROOT / "benchmarks/results/pointcloud_transfer.json").read_text(encoding="utf-8"))
+    parts = {"matrix": matrix_table(method_matrix(default_registry())), "transfer": transfer_table(results)}
+    for name, part in parts.items():
+        text = re.sub(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, p=part: f"{m[1]}{p}\n{m[2]}", text, flags=re.S)
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    write_text(readme, filled(readme.read_text(encoding="utf-8")))
