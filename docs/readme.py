@@ -38,7 +38,9 @@ def filled(text: str) -> str:
     results = json.loads((ROOT / "benchmarks/results/pointcloud_transfer.json").read_text(encoding="utf-8"))
     parts = {"matrix": matrix_table(method_matrix(default_registry())), "transfer": transfer_table(results)}
     for name, part in parts.items():
-        text = re.sub(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, p=part: f"{m[1]}{p}\n{m[2]}", text, flags=re.S)
+        text = re.sub(
+            f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, p=part: f"{m[1]}{p}\n{m[2]}", text, flags=re.S
+        )
     return text
 
 

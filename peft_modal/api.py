@@ -93,8 +93,8 @@ def load(path: str | Path) -> Model:
     if found != header.fingerprint:
         node = composed.nodes["backbone"]
         raise BackboneMismatchError(
-            f"'{path}' was trained on other weights of '{node.name}' (weights: {node.kwargs.get('weights')}): fingerprint "
-            f"{header.fingerprint[:12]} there, {found[:12]} here; get the same backbone weights, or train again"
+            f"'{path}' was trained on other weights of '{node.name}' (weights: {node.kwargs.get('weights')}): "
+            f"fingerprint {header.fingerprint[:12]} there, {found[:12]} here; get the same backbone weights, or train again"
         )
     load_tensors(model.adapter, model.head, tensors)
     model.header = header

@@ -21,12 +21,13 @@ from peft_modal.anatomy import (
     Segment,
     TokenLayout,
 )
+from peft_modal.anatomy.sites import Access
 from peft_modal.errors import WeightsError
 from peft_modal.files import read_tensors
 from peft_modal_pointcloud.foreign import match_backbone, read_point_checkpoint
 from peft_modal_pointcloud.network import Init, PointMAE
 
-STREAM = ("read", "add", "replace", "tokens")
+STREAM: tuple[Access, ...] = ("read", "add", "replace", "tokens")
 NANO: dict[str, Any] = {
     "dim": 128, "depth": 4, "num_heads": 4, "num_group": 32, "group_size": 16, "pointnet_dims": [32, 64, 128],
 }  # fmt: skip
@@ -79,7 +80,7 @@ class PointMAEBackbone(Backbone):
         init: Init = "card",
         init_seed: int = 0,
     ) -> None:
-        given = {
+        given: dict[str, Any] = {
             "dim": dim, "depth": depth, "num_heads": num_heads, "num_group": num_group, "group_size": group_size,
             "pointnet_dims": pointnet_dims,
         }  # fmt: skip
@@ -87,9 +88,7 @@ class PointMAEBackbone(Backbone):
         sizes = {key: preset[key] if value is None else value for key, value in given.items()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
-            network = PointMAE(
-                **sizes, mlp_ratio=mlp_ratio, drop_path=drop_path, encoder_dim=encoder_dim, init=init
-            )
+            network = PointMAE(**sizes, mlp_ratio=mlp_ratio, drop_path=drop_path, encoder_dim=encoder_dim, init=init)
         self.weights = weights
         self.group_size: int = sizes["group_size"]
         self.num_group: int = sizes["num_group"]
@@ -132,6 +131,7 @@ class PointMAEBackbone(Backbone):
 
     def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
         """Features of `points` (B, N, 3); with `mask` (B, G) only of the visible patches, for masked pre-training."""
+        del context  # filled by the forward hooks on grouping and position embedding
         encoded = self.network(batch["points"], mask=batch.get("mask"))
         extras = {"centres": encoded.centres, "neighbourhood": encoded.neighbourhood}
         layout = None if "mask" in batch else self.anatomy.layouts["blocks"]

@@ -26,7 +26,7 @@ class IDPT(Method):
     neighbours are nearest in feature space; the maximum over the tokens is one prompt. It enters block l behind the
     class token with a position of its own, stays to the end, and is handed to the head as `prompt`.
 
-    The figure of the paper shows the class token frozen; the released code trains it and its position, and so does this.
+    The figure of the paper shows the class token frozen; the released code trains it and its position; so does this.
     `prompt_pos` looks learnable in the paper but is never trained by the code; `train_prompt_pos` changes that.
 
     Args:
@@ -58,7 +58,11 @@ class IDPT(Method):
         self.train_prompt_pos = train_prompt_pos
 
     def build(self, adapter: Adapter) -> None:
-        """Tap the tokens before block l, insert the prompt there, export its final state."""
+        """Tap the tokens before block l, insert the prompt there, export its final state.
+
+        Raises:
+            AttachError: The backbone has no such block, or fewer patches than `k`.
+        """
         anatomy = adapter.backbone.anatomy
         depth = anatomy.depth["blocks"]
         if not -depth <= self.prompt_layer < depth:
@@ -69,7 +73,8 @@ class IDPT(Method):
         num_group = getattr(adapter.backbone, "num_group", None)
         if num_group is not None and self.k > num_group and self.prompt_module.startswith("dgcnn"):
             raise AttachError(
-                f"k: {self.k} neighbours are more than the {num_group} patches of a cloud; use method.k={num_group} or less"
+                f"k: {self.k} neighbours are more than the {num_group} patches of a cloud; "
+                f"use method.k={num_group} or less"
             )
         layer = self.prompt_layer % depth
         if layer == 0:

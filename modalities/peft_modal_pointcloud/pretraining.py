@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from peft_modal.anatomy import Backbone, Features, FeatureSpec
 from peft_modal.attach import Adapter
 from peft_modal.data.seeding import seeded
-from peft_modal.tasks.base import Stage, Task
+from peft_modal.tasks.base import Output, Stage, Task
 from peft_modal_pointcloud.masked import (
     MaskedDecoder,
     block_mask,
@@ -120,7 +120,7 @@ class MaskedAutoencoding(Task):
         del batch
         return {"loss": self.loss_scale * self.distance(*output)}
 
-    def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Any) -> None:
+    def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Output) -> None:
         """The loss is the metric."""
 
     def _draw(self, points: Tensor) -> Tensor:

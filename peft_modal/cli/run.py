@@ -49,11 +49,15 @@ def test(options: Options) -> int:
 
 
 def predict(options: Options) -> int:
-    """Write predictions of a file or a folder of files as CSV and JSON."""
+    """Write predictions of a file or a folder of files as CSV and JSON.
+
+    Raises:
+        ConfigError: The data reads no files, or the task predicts nothing that could be written.
+    """
     assert options.input is not None
     assert options.out is not None
     model = _load(options)
-    task = model.task().eval()
+    task: Any = model.task().eval()
     data = model.composed.nodes["data"].build()
     if not hasattr(data, "predict_items"):
         raise ConfigError(f"data '{model.composed.nodes['data'].name}' cannot read files to predict on")

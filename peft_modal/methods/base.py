@@ -12,6 +12,7 @@ from peft_modal.anatomy import Anatomy, Backbone, Port, Selector
 from peft_modal.attach import Adapter
 from peft_modal.attach.adapter import forget_compiled
 from peft_modal.errors import AttachError, SelectionError
+from peft_modal.registry import default_registry
 
 
 class Method(ABC):
@@ -67,8 +68,9 @@ class Method(ABC):
         return adapter
 
     def describe(self) -> str:
-        """The method's name in sentences and in tensor names of stacked methods: that of its file."""
-        return type(self).__module__.rpartition(".")[2]
+        """The method's name in sentences and in names of stacked methods: the registered one, else its class's."""
+        name = default_registry().short_name_of(type(self))
+        return type(self).__name__.lower() if ":" in name else name.rpartition(".")[2]
 
     def _own_common(self, adapter: Adapter) -> None:
         backbone = adapter.backbone

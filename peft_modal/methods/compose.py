@@ -18,7 +18,7 @@ class Compose(Method):
         methods: Method nodes: `[{name: lora, rank: 4}, {name: ssf}]`.
 
     Raises:
-        ConfigError: The list is empty.
+        ConfigError: The list is empty, or an item is no method.
     """
 
     node_args: ClassVar[Mapping[str, Noun]] = {"methods": "method"}
@@ -26,6 +26,9 @@ class Compose(Method):
     def __init__(self, *, methods: list[Method]) -> None:
         if not methods:
             raise ConfigError("method.methods: compose needs at least one method")
+        for index, method in enumerate(methods):
+            if not isinstance(method, Method):
+                raise ConfigError(f"method.methods[{index}]: expected a mapping with 'name', got {method!r}")
         self.methods = [(method.describe(), method) for method in methods]
 
     @classmethod

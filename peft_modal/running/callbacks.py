@@ -8,13 +8,14 @@ import sys
 import time
 from typing import Any
 
-import lightning.pytorch as L
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 from peft_modal.data.seeding import seeded
 
 
-class StepSeeding(L.Callback):
+class StepSeeding(Callback):
     """Seeds torch's global generator before every training batch from (seed, epoch, batch).
 
     Dropout then depends on nothing but the place in the run: a resumed run draws what an uninterrupted one draws, and
@@ -27,28 +28,29 @@ class StepSeeding(L.Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed."""
         del pl_module, batch
         torch.manual_seed(seeded("step", self.seed, trainer.current_epoch, batch_idx).initial_seed())
 
 
-class Cost(L.Callback):
+class Cost(Callback):
     """Measures the time of a training step (data, forward, backward, optimiser)."""
 
     def __init__(self) -> None:
         self._last: float | None = None
         self._steps: list[float] = []
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The pause between epochs is no step."""
         del trainer, pl_module
         self._last = None
 
+    @override
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the time since the last batch."""
         del trainer, pl_module, outputs, batch, batch_idx
@@ -65,10 +67,11 @@ class Cost(L.Callback):
         return figures
 
 
-class EpochLines(L.Callback):
+class EpochLines(Callback):
     """One line per epoch where there is no terminal to draw a progress bar on."""
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print what is logged."""
         del pl_module
         shown = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}

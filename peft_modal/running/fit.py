@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from typing import Any
 
-import lightning.pytorch as L
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
 from peft_modal.api import Model, build
 from peft_modal.compose import Composed
@@ -33,7 +32,7 @@ def fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
         All figures, as in `metrics.json`.
     """
     started = time.perf_counter()
-    L.seed_everything(composed.seed, workers=True, verbose=False)
+    seed_everything(composed.seed, workers=True, verbose=False)
     data = composed.nodes["data"].build()
     data.prepare_data()
     data.setup("fit")
@@ -83,7 +82,7 @@ def counts(model: Model) -> dict[str, float]:
     }
 
 
-def test(trainer: L.Trainer, task: Task, data: L.LightningDataModule) -> dict[str, float]:
+def test(trainer: Trainer, task: Task, data: LightningDataModule) -> dict[str, float]:
     """Figures on test data; none where the data has no test split."""
     data.setup("test")
     if not data.test_dataloader():
@@ -92,7 +91,7 @@ def test(trainer: L.Trainer, task: Task, data: L.LightningDataModule) -> dict[st
     return {name: float(value) for result in results for name, value in result.items()}
 
 
-def _prepare(task: Task, data: L.LightningDataModule) -> None:
+def _prepare(task: Task, data: LightningDataModule) -> None:
     if task.adapter.events.wants("prepare"):
         batches = list(itertools.islice(iter(data.train_dataloader()), _CALIBRATION_BATCHES))
         task.eval()
@@ -100,7 +99,7 @@ def _prepare(task: Task, data: L.LightningDataModule) -> None:
         task.train()
 
 
-def _train(trainer: L.Trainer, task: Task, data: L.LightningDataModule, folder: RunFolder) -> None:
+def _train(trainer: Trainer, task: Task, data: LightningDataModule, folder: RunFolder) -> None:
     checkpoint = folder.last_checkpoint if folder.last_checkpoint.is_file() else None
     # Lightning keeps the modes it finds; the frozen backbone ignores this unless its mode is `reference`.
     task.train()
@@ -124,7 +123,9 @@ def _save(folder: RunFolder, task: Task, header: Header) -> None:
 
 def describe(folder: RunFolder, figures: dict[str, float]) -> list[tuple[str, str]]:
     """The lines that a run ends with: what came out, how much was trained, and where the files are."""
-    lines = [(name, f"{100 * figures[name]:.1f} %") for name in ("test/accuracy", "val/accuracy") if name in figures]
+    lines: list[tuple[str, str]] = [
+        (name, f"{100 * figures[name]:.1f} %") for name in ("test/accuracy", "val/accuracy") if name in figures
+    ]
     lines += [(name, f"{figures[name]:.4g}") for name in ("test/loss", "val/loss") if name in figures][
         : 0 if lines else 1
     ]
@@ -132,9 +133,9 @@ def describe(folder: RunFolder, figures: dict[str, float]) -> list[tuple[str, st
     lines.append(
         (
             "trained",
-            f"{trained:,.0f} of {figures['params/total']:,.0f} parameters ({100 * figures['params/trained_share']:.1f} %): "
-            f"{figures['params/adapter']:,.0f} adapter, {figures['params/backbone_trained']:,.0f} backbone, "
-            f"{figures['params/head']:,.0f} head",
+            f"{trained:,.0f} of {figures['params/total']:,.0f} parameters "
+            f"({100 * figures['params/trained_share']:.1f} %): {figures['params/adapter']:,.0f} adapter, "
+            f"{figures['params/backbone_trained']:,.0f} backbone, {figures['params/head']:,.0f} head",
         )
     )
     if "time/step_ms" in figures:
@@ -144,7 +145,7 @@ def describe(folder: RunFolder, figures: dict[str, float]) -> list[tuple[str, st
     return lines
 
 
-def evaluate(model: Model, stage: str, *, data: Any) -> dict[str, float]:
+def evaluate(model: Model, stage: str, *, data: LightningDataModule) -> dict[str, float]:
     """Figures of a loaded model on validation or test data."""
     task = model.task()
     trainer = make_trainer(model.composed, None)

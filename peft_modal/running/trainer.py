@@ -7,7 +7,7 @@ import sys
 import warnings
 from typing import Any
 
-import lightning.pytorch as L
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
@@ -31,7 +31,7 @@ _QUIET = (
 )
 
 
-def make_trainer(composed: Composed, folder: RunFolder | None, *, cost: Cost | None = None) -> L.Trainer:
+def make_trainer(composed: Composed, folder: RunFolder | None, *, cost: Cost | None = None) -> Trainer:
     """The trainer of a run; without a folder it writes nothing."""
     quieten()
     arguments: dict[str, Any] = build_trainer_kwargs(composed.trainer)
@@ -65,7 +65,7 @@ def make_trainer(composed: Composed, folder: RunFolder | None, *, cost: Cost | N
             )
         )
     arguments["callbacks"] = callbacks
-    return L.Trainer(**arguments)
+    return Trainer(**arguments)
 
 
 def quieten() -> None:

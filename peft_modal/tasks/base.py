@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
-import lightning.pytorch as L
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from peft_modal.anatomy import Backbone, Features
@@ -17,12 +17,14 @@ from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups
 from peft_modal.tasks.tensors import load_tensors, tensors_of
 
 Stage = Literal["train", "val", "test"]
+Output: TypeAlias = Any
+"""What a task's forward gives: logits, rebuilt points, boxes."""
 
 
-class Task(L.LightningModule):
+class Task(LightningModule):
     """Backbone, adapter, head, losses and metrics as one Lightning module.
 
-    A subclass gives `losses` and `update_metrics`. Only the adapter and the head train; a checkpoint holds nothing else.
+    A subclass gives `losses` and `update_metrics`. Only adapter and head train; a checkpoint holds nothing else.
 
     Args:
         backbone: Frozen network with its anatomy; supplied by the program.
@@ -67,14 +69,14 @@ class Task(L.LightningModule):
     # What a subclass gives.
 
     @abstractmethod
-    def losses(self, batch: Mapping[str, Any], output: Any) -> dict[str, Tensor]:
+    def losses(self, batch: Mapping[str, Any], output: Output) -> dict[str, Tensor]:
         """Named losses of one batch; their sum is minimised."""
 
     @abstractmethod
-    def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Any) -> None:
+    def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Output) -> None:
         """Add a batch to the stage's metrics and log them."""
 
-    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, batch: Mapping[str, Any]) -> Output:
         """Predictions of a batch."""
         features: Features = self.backbone(batch)
         return self.head(features)
@@ -90,8 +92,12 @@ class Task(L.LightningModule):
         """Everything that training makes: the adapter's and the head's parameters and buffers."""
         return tensors_of(self.adapter, self.head)
 
-    def configure_optimizers(self) -> Any:
-        """AdamW with a cosine schedule per step."""
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 — Lightning's signature
+        """AdamW with a cosine schedule per step.
+
+        Raises:
+            TrainingError: Nothing is trained.
+        """
         no_decay = self.adapter.no_decay
         groups = parameter_groups(self.named_trained(), lr=self.lr, weight_decay=self.weight_decay, no_decay=no_decay)
         if not groups:
@@ -108,7 +114,11 @@ class Task(L.LightningModule):
     # The loop.
 
     def training_step(self, batch: Mapping[str, Any], batch_index: int) -> Tensor:
-        """Losses and penalties of one micro-batch."""
+        """Losses and penalties of one micro-batch.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
         del batch_index
         output = self(batch)
         named = {**self.losses(batch, output), **self.adapter.events.penalty(batch, output)}
@@ -120,13 +130,16 @@ class Task(L.LightningModule):
         if not torch.isfinite(loss):
             parts = ", ".join(f"{name} = {float(value):.4g}" for name, value in named.items())
             raise TrainingError(
-                f"the loss is not finite at epoch {self.current_epoch}, step {self.global_step} ({parts}); lower task.lr, "
-                "check the data for broken samples, or use trainer.precision=32-true; what was saved before is kept"
+                f"the loss is not finite at epoch {self.current_epoch}, step {self.global_step} ({parts}); lower "
+                "task.lr, check the data for broken samples, or use trainer.precision=32-true; what was saved before is kept"
             )
         return loss
 
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 — Lightning's signature
         """Let the method compute the gradients; by default of the sum of the losses."""
+
+        def propagate(value: Tensor) -> None:
+            value.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
         def closure() -> Mapping[str, Tensor]:
             return self.losses(self._batch, self(self._batch))
@@ -134,9 +147,9 @@ class Task(L.LightningModule):
         if self.adapter.events.wants("compute_gradients"):
             scale = loss.detach() / torch.stack([v.detach().reshape(()) for v in self._losses.values()]).sum()
             losses = {name: value * scale for name, value in self._losses.items()}
-            self.adapter.events.compute_gradients(losses, closure, lambda x: x.backward(*args, **kwargs))
+            self.adapter.events.compute_gradients(losses, closure, propagate)
         else:
-            self.adapter.events.compute_gradients({"loss": loss}, closure, lambda x: x.backward(*args, **kwargs))
+            self.adapter.events.compute_gradients({"loss": loss}, closure, propagate)
 
     def validation_step(self, batch: Mapping[str, Any], batch_index: int) -> None:
         """Loss and metrics on validation data."""
@@ -154,7 +167,7 @@ class Task(L.LightningModule):
             self.log(f"{stage}/{name}", value, on_epoch=True, batch_size=_size(batch))
         self.update_metrics(stage, batch, output)
 
-    def evaluate(self, stage: Stage, batch: Mapping[str, Any]) -> Tensor:
+    def evaluate(self, stage: Stage, batch: Mapping[str, Any]) -> Output:
         """Predictions outside training; a task may average several passes here."""
         del stage
         return self(batch)
@@ -176,7 +189,7 @@ class Task(L.LightningModule):
         """See `LifeCycle.on_epoch_start`."""
         self.adapter.events.on_epoch_start(self.current_epoch)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 — Lightning's signature
         """See `LifeCycle.step_begin`; fires for the first micro-batch of a step only."""
         del batch, batch_idx
         if self.global_step != self._step:
@@ -190,7 +203,7 @@ class Task(L.LightningModule):
 
     def configure_gradient_clipping(
         self,
-        optimizer: Any,
+        optimizer: Any,  # noqa: ANN401 — Lightning's signature
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
@@ -202,7 +215,7 @@ class Task(L.LightningModule):
             )
         self.adapter.events.before_step(self.global_step)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 — Lightning's
         """See `LifeCycle.after_step`; fires after the optimiser's step."""
         del outputs, batch, batch_idx
         self._losses, self._batch = {}, None

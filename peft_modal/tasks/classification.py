@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -78,7 +78,7 @@ class Classification(Task):
 
     def losses(self, batch: Mapping[str, Any], output: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of logits (B, C) and labels (B,)."""
-        return {"loss": F.cross_entropy(output.float(), batch["label"], label_smoothing=self.label_smoothing)}
+        return {"loss": functional.cross_entropy(output.float(), batch["label"], label_smoothing=self.label_smoothing)}
 
     def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Tensor) -> None:
         """Accuracies; on test data the confusion matrix too."""
@@ -100,10 +100,14 @@ class Classification(Task):
         ]
 
     def evaluate(self, stage: Stage, batch: Mapping[str, Any]) -> Tensor:
-        """Logits; on test data averaged over the `votes` views that the data gives of each sample."""
+        """Logits; on test data averaged over the `votes` views that the data gives of each sample.
+
+        Raises:
+            ConfigError: The data makes no views.
+        """
         if self.votes == 1 or stage != "test":
             return self(batch)
-        datamodule = getattr(self.trainer, "datamodule", None)
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(datamodule, "vote"):
             raise ConfigError(f"task.votes: {type(datamodule).__name__} makes no views to vote over; set votes to 1")
         return torch.stack([self(datamodule.vote(batch, index)) for index in range(self.votes)]).mean(0)

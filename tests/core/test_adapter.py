@@ -533,6 +533,6 @@ def test_a_compiled_forward_sees_what_is_attached_later() -> None:
 
 def test_every_method_describes_itself() -> None:
     assert LoRA().describe() == "lora"
-    assert NormTuning().describe() == "normtuning"
+    assert NormTuning().describe() == "norm_tuning"
     assert Compose(methods=[LoRA(), Pfeiffer()]).describe() == "compose(lora, pfeiffer)"
     assert Built(lambda _: None).describe() == "built"
