@@ -94,7 +94,8 @@ def load(path: str | Path) -> Model:
         node = composed.nodes["backbone"]
         raise BackboneMismatchError(
             f"'{path}' was trained on other weights of '{node.name}' (weights: {node.kwargs.get('weights')}): "
-            f"fingerprint {header.fingerprint[:12]} there, {found[:12]} here; get the same backbone weights, or train again"
+            f"fingerprint {header.fingerprint[:12]} there, {found[:12]} here; "
+            "get the same backbone weights, or train again"
         )
     load_tensors(model.adapter, model.head, tensors)
     model.header = header

@@ -12,6 +12,9 @@ torch.set_num_threads(1)
 
 # pytest names the running test and its phase in the first; torch and open_clip fill the others on first use.
 _SET_BY_OTHERS = {
+    "PYTORCH_NVML_BASED_CUDA_CHECK",
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
     "PYTEST_CURRENT_TEST",
     "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR",

@@ -128,10 +128,11 @@ class Task(LightningModule):
         self.update_metrics("train", batch, output)
         loss = torch.stack([value.reshape(()) for value in named.values()]).sum()
         if not torch.isfinite(loss):
-            parts = ", ".join(f"{name} = {float(value):.4g}" for name, value in named.items())
+            parts = ", ".join(f"{name} = {float(value.detach()):.4g}" for name, value in named.items())
             raise TrainingError(
                 f"the loss is not finite at epoch {self.current_epoch}, step {self.global_step} ({parts}); lower "
-                "task.lr, check the data for broken samples, or use trainer.precision=32-true; what was saved before is kept"
+                "task.lr, check the data for broken samples, or use trainer.precision=32-true; "
+                "what was saved before is kept"
             )
         return loss
 

@@ -1,0 +1,122 @@
+"""Adapter files: what is written is read, and what is damaged is refused in one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from peft_modal import files
+from peft_modal.errors import FileFormatError
+from peft_modal.files import Header, fingerprint, load_adapter, read_tensors, save_adapter, write_tensors, write_text
+
+TENSORS = {"adapter.a": torch.arange(6.0).view(2, 3), "head.weight": torch.ones(2, dtype=torch.float16)}
+HEADER = Header(config={"seed": 0, "method": {"name": "lora"}}, fingerprint="0" * 64, class_names=("bär", "box"))
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    save_adapter(tmp_path / "adapter.safetensors", TENSORS, HEADER)
+    return tmp_path / "adapter.safetensors"
+
+
+def test_what_is_written_is_read(adapter):
+    tensors, header = load_adapter(adapter)
+
+    assert header == HEADER
+    assert tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+
+
+def test_shared_and_transposed_tensors_are_written_apart(tmp_path):
+    base = torch.arange(6.0).view(2, 3)
+    write_tensors(tmp_path / "x.safetensors", {"a": base, "b": base, "c": base.T}, {})
+    tensors, _ = read_tensors(tmp_path / "x.safetensors")
+
+    assert torch.equal(tensors["c"], base.T)
+
+
+@pytest.mark.parametrize("write", ["tensors", "text"])
+def test_a_failure_while_writing_leaves_the_old_file_and_no_rest(adapter, monkeypatch, write):
+    before = adapter.read_bytes()
+
+    def fail(*_args, **_kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(files, "save_file", fail)
+    monkeypatch.setattr(Path, "replace", fail)
+    writing = {"tensors": lambda: save_adapter(adapter, TENSORS, HEADER), "text": lambda: write_text(adapter, "text")}
+    with pytest.raises(OSError, match="disk full"):
+        writing[write]()
+
+    assert adapter.read_bytes() == before
+    assert list(adapter.parent.iterdir()) == [adapter]
+
+
+def test_a_newer_format_names_the_version_that_reads_it(tmp_path):
+    document = {
+        "kind": "adapter",
+        "config": {},
+        "fingerprint": "",
+        "format_version": 99,
+        "versions": {"peft_modal": "7.1"},
+    }
+    write_tensors(tmp_path / "x.safetensors", TENSORS, document)
+
+    with pytest.raises(FileFormatError, match=r"format version 99.*peft-modal>=7\.1"):
+        load_adapter(tmp_path / "x.safetensors")
+
+
+def test_backbone_weights_are_no_adapter(tmp_path):
+    write_tensors(tmp_path / "x.safetensors", TENSORS, {"kind": "backbone"})
+    with pytest.raises(FileFormatError, match="holds backbone weights"):
+        load_adapter(tmp_path / "x.safetensors")
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path):
+    save_file(TENSORS, tmp_path / "x.safetensors")
+    with pytest.raises(FileFormatError, match="not one that peft_modal wrote"):
+        load_adapter(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("document", ["[1]", "{", '{"kind": "adapter", "format_version": 1}',
+                                      json.dumps({"kind": "adapter", "format_version": 1, "config": {},
+                                                  "fingerprint": "", "extra": 1})])  # fmt: skip
+def test_a_damaged_header_is_refused(tmp_path, document):
+    save_file(TENSORS, tmp_path / "x.safetensors", metadata={"peft_modal": document})
+    with pytest.raises(FileFormatError):
+        load_adapter(tmp_path / "x.safetensors")
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_truncated_or_random_file_ends_in_one_sentence(adapter, data):
+    whole = adapter.read_bytes()
+    content = data.draw(st.one_of(st.binary(max_size=200), st.integers(0, len(whole) - 1).map(lambda n: whole[:n])))
+    broken = adapter.with_name("broken.safetensors")
+    broken.write_bytes(content)
+
+    with pytest.raises(FileFormatError):
+        load_adapter(broken)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"b": torch.zeros(2, 3)},
+        {"a": torch.zeros(3, 2)},
+        {"a": torch.zeros(2, 3, dtype=torch.int32)},
+        {"a": torch.full((2, 3), 1e-30)},
+    ],
+    ids=["name", "shape", "dtype", "value"],
+)
+def test_a_fingerprint_tells_tensors_apart(other):
+    assert fingerprint(other) != fingerprint({"a": torch.zeros(2, 3)})
+
+
+def test_a_fingerprint_does_not_depend_on_order_or_strides():
+    a, b = torch.rand(3, 2), torch.rand(2)
+    assert fingerprint({"a": a, "b": b}) == fingerprint({"b": b, "a": a.T.contiguous().T})

@@ -1,0 +1,186 @@
+"""The task base: the order of events within a step, what trains, and what a checkpoint holds."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from tiny_backbones import TinyViT
+from torch.utils.data import DataLoader
+
+from peft_modal.attach import LifeCycle
+from peft_modal.errors import TrainingError
+from peft_modal.methods.lora import LoRA
+from peft_modal.tasks.classification import Classification
+from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups
+from peft_modal_heads.linear import LinearHead
+
+
+class Recorder(LifeCycle):
+    """Writes down what it is told, and the gradient norm it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+        self.norms = {}
+
+    def watch(self, parameters):
+        self.parameters_seen = parameters
+
+    def _note(self, event, value):
+        self.seen.append((event, value))
+        grads = [p.grad for p in self.parameters_seen if p.grad is not None]
+        norm = torch.stack([g.norm() for g in grads]).norm() if grads else torch.tensor(0.0)
+        self.norms[event, len(self.seen)] = float(norm)
+
+    def on_fit_start(self, run):
+        self._note("on_fit_start", run.total_steps)
+
+    def on_epoch_start(self, epoch):
+        self._note("on_epoch_start", epoch)
+
+    def step_begin(self, step):
+        self._note("step_begin", step)
+
+    def penalty(self, batch, output):
+        self._note("penalty", len(output))
+        return {"penalty": output.sum() * 0.0}
+
+    def after_backward(self, micro_batch):
+        self._note("after_backward", micro_batch)
+
+    def before_step(self, step):
+        self._note("before_step", step)
+
+    def after_step(self, step):
+        self._note("after_step", step)
+
+    def finalise(self):
+        self._note("finalise", None)
+
+
+class WithListener(LoRA):
+    def __init__(self, listener):
+        super().__init__(rank=2)
+        self.listener = listener
+
+    def build(self, adapter):
+        super().build(adapter)
+        adapter.listen(self.listener)
+
+
+def make_task(listener=None, **arguments):
+    backbone = TinyViT(depth=1)
+    method = LoRA(rank=2) if listener is None else WithListener(listener)
+    adapter = method.attach(backbone)
+    head = LinearHead(backbone.feature_spec(), 3)
+    task = Classification(backbone, adapter, head, ("a", "b", "c"), **arguments)
+    if listener is not None:
+        listener.watch(list(task.named_trained().values()))
+    return task
+
+
+def loader(count=4, batch_size=2):
+    generator = torch.Generator().manual_seed(0)
+    items = [{"image": torch.randn(3, 16, 16, generator=generator), "label": torch.tensor(i % 3)} for i in range(count)]
+    return DataLoader(items, batch_size=batch_size)
+
+
+def fit(task, tmp_path, **arguments):
+    trainer = pl.Trainer(
+        **{
+            "max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+            "enable_model_summary": False, "accelerator": "cpu", "default_root_dir": tmp_path, **arguments,
+        }
+    )  # fmt: skip
+    task.train()
+    trainer.fit(task, loader(), loader())
+    return trainer
+
+
+def test_events_come_in_the_order_of_the_interface(tmp_path):
+    recorder = Recorder()
+    fit(make_task(recorder), tmp_path, accumulate_grad_batches=2)
+
+    assert recorder.seen == [
+        ("on_fit_start", 1), ("on_epoch_start", 0), ("step_begin", 0), ("penalty", 2), ("after_backward", 0),
+        ("penalty", 2), ("after_backward", 1), ("before_step", 0), ("after_step", 0), ("finalise", None),
+    ]  # fmt: skip
+
+
+def test_before_step_sees_clipped_gradients_and_after_step_still_sees_them(tmp_path):
+    recorder = Recorder()
+    fit(make_task(recorder, clip_norm=1e-3), tmp_path)
+
+    norms = {event: norm for (event, _), norm in recorder.norms.items()}
+    assert norms["after_backward"] > 1e-2
+    assert norms["before_step"] == pytest.approx(1e-3, rel=1e-3)
+    assert norms["after_step"] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_frozen_backbone_stays_in_evaluation_mode_and_the_rest_trains(tmp_path):
+    modes = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, task, *_):
+            modes.append((task.backbone.network.training, task.adapter.training, task.head.training))
+
+    fit(make_task(), tmp_path, max_epochs=2, callbacks=[Look()])
+    assert set(modes) == {(False, True, True)}
+
+
+def test_only_adapter_and_head_move(tmp_path):
+    task = make_task(lr=0.1)
+    before = {name: value.clone() for name, value in task.backbone.network.state_dict().items()}
+    trained = {name: value.clone() for name, value in task.tensors().items()}
+    fit(task, tmp_path)
+
+    assert all(torch.equal(value, before[name]) for name, value in task.backbone.network.state_dict().items())
+    assert all(not torch.equal(value, trained[name]) for name, value in task.tensors().items())
+
+
+def test_a_checkpoint_holds_what_is_trained_and_nothing_else(tmp_path):
+    task = make_task()
+    trainer = fit(task, tmp_path, enable_checkpointing=True)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    state = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]  # noqa: TID251 — our own file
+
+    assert state.keys() == task.tensors().keys()
+    assert not [name for name in state if "network" in name]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tmp_path):
+    task = make_task()
+    with torch.no_grad():
+        task.head.linear.weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"not finite at epoch 0, step 0 \(loss = nan\)"):
+        fit(task, tmp_path)
+
+
+def test_an_event_that_never_came_is_an_error(tmp_path):
+    task = make_task(Recorder())
+    task.adapter.events._came.clear()
+    task.on_after_backward = lambda: None
+    with pytest.raises(TrainingError, match="waits for after_backward"):
+        fit(task, tmp_path)
+
+
+def test_vectors_and_named_tensors_do_not_decay():
+    named = {"w": torch.nn.Parameter(torch.ones(2, 2)), "b": torch.nn.Parameter(torch.ones(2)),
+             "cls": torch.nn.Parameter(torch.ones(1, 1, 2))}  # fmt: skip
+    groups = parameter_groups(named, lr=0.1, weight_decay=0.5, no_decay={"cls"})
+
+    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.5), (2, 0.0)]
+    assert groups[0]["params"][0] is named["w"]
+
+
+def test_the_schedule_warms_up_and_follows_a_cosine():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    schedule = cosine_with_warmup(optimizer, total_steps=10, warmup_share=0.2, min_share=0.1)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+
+    assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
+    assert rates[6] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)

@@ -1,0 +1,241 @@
+"""Whole runs through the command line, at toy size."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from lightning.pytorch import Callback
+
+import peft_modal
+from peft_modal.cli.main import main
+from peft_modal.errors import BackboneMismatchError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY_BACKBONE = [
+    "--backbone.weights=random", "--backbone.init=torch", "--backbone.dim=24", "--backbone.depth=2",
+    "--backbone.num_heads=3", "--backbone.num_group=16", "--backbone.group_size=8",
+    "--backbone.pointnet_dims=[8,16,16]",
+]  # fmt: skip
+TINY_DATA = [
+    "--data.shots=4", "--data.val_per_class=2", "--data.test_per_class=2", "--data.num_points=128",
+    "--data.pool_points=160", "--data.batch_size=16",
+]  # fmt: skip
+SHORT = ["--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=1"]
+IDPT = ["--config", "pointcloud_idpt.yaml", *TINY_BACKBONE, *TINY_DATA, *SHORT, "--method.k=8"]
+
+
+@pytest.fixture(autouse=True)
+def _workspace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PEFT_MODAL_CACHE", str(tmp_path / "cache"))
+
+
+def metrics_of(folder):
+    return json.loads((Path(folder) / "metrics.json").read_text())
+
+
+def measured(folder):
+    """Figures that do not depend on the machine's mood."""
+    return {k: v for k, v in metrics_of(folder).items() if not k.startswith(("time/", "memory/", "file/"))}
+
+
+@pytest.fixture
+def run(tmp_path):
+    assert main(["fit", *IDPT, "--out", "run"]) == 0
+    return tmp_path / "run"
+
+
+def write_folder(root, classes=("ball", "box"), count=6):
+    generator = np.random.default_rng(0)
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            mesh = trimesh.creation.icosphere(2) if label == 0 else trimesh.creation.box((1, 1, 1 + 0.1 * i))
+            points = mesh.sample(300, seed=i) + generator.normal(scale=0.01, size=(300, 3))
+            path = root / name / f"{i}"
+            match i % 6:
+                case 0:
+                    mesh.export(path.with_suffix(".ply"))
+                case 1:
+                    mesh.export(path.with_suffix(".off"))
+                case 2:
+                    np.save(path.with_suffix(".npy"), points)
+                case 3:
+                    np.savetxt(path.with_suffix(".txt"), points)
+                case 4:
+                    mesh.export(path.with_suffix(".obj"))
+                case _:
+                    np.savetxt(path.with_suffix(".xyz"), points)
+
+
+def test_fit_leaves_an_adapter_its_configuration_and_its_figures(run):
+    figures = metrics_of(run)
+
+    assert {"test/accuracy", "test/mean_class_accuracy", "val/accuracy", "params/adapter", "params/backbone_trained",
+            "params/head", "params/total", "time/step_ms", "memory/peak_mb"} <= set(figures)  # fmt: skip
+    assert figures["params/adapter"] == 9 * 24**2 + 8 * 24
+    assert figures["params/backbone_trained"] == 2 * 24
+    for name in ("adapter.safetensors", "config.yaml", "metrics.csv", "checkpoints/last.ckpt"):
+        assert (run / name).is_file()
+
+
+def test_a_checkpoint_holds_no_frozen_tensor(run):
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]  # noqa: TID251 — our own file
+    frozen = peft_modal.load(run / "adapter.safetensors").backbone.network.state_dict()
+
+    assert {name for name in state if name.startswith("backbone.")} == {"backbone.cls_token", "backbone.cls_pos"}
+    assert not [name for name in state if name in frozen]
+
+
+def test_the_written_configuration_repeats_the_run(run):
+    assert main(["fit", "--config", "run/config.yaml", "--out", "again"]) == 0
+    assert measured("again") == measured(run)
+
+
+def test_a_finished_run_is_not_overwritten_unless_asked(run, capsys):
+    before = (run / "adapter.safetensors").read_bytes()
+
+    assert main(["fit", *IDPT, "--out", "run"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (run / "adapter.safetensors").read_bytes() == before
+    assert main(["fit", *IDPT, "--out", "run", "--overwrite"]) == 0
+
+
+class Interrupt(Callback):
+    """Ctrl-C at the start of the third epoch."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_that_goes_on_gives_what_an_uninterrupted_one_gives(run, monkeypatch):
+    from peft_modal.running import fit as module
+
+    make = module.make_trainer
+
+    def interrupted(*args, **kwargs):
+        trainer = make(*args, **kwargs)
+        trainer.callbacks.insert(0, Interrupt())
+        return trainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "make_trainer", interrupted)
+        assert main(["fit", *IDPT, "--out", "stopped"]) == 130
+    assert not Path("stopped/metrics.json").exists()
+    assert main(["fit", *IDPT, "--out", "stopped"]) == 0
+
+    assert measured("stopped") == measured(run)
+
+
+def test_test_and_validate_give_the_figures_of_the_run(run, capsys):
+    capsys.readouterr()
+    assert main(["test", "--adapter", str(run / "adapter.safetensors"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["test/accuracy"] == metrics_of(run)["test/accuracy"]
+    assert main(["validate", "--adapter", str(run / "adapter.safetensors"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["val/accuracy"] == metrics_of(run)["val/accuracy"]
+
+
+def test_voting_is_an_option_of_the_test(run, capsys):
+    capsys.readouterr()
+    assert main(["test", "--adapter", str(run / "adapter.safetensors"), "--task.votes=3", "--json"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["test/accuracy"] <= 1
+
+
+def test_own_files_train_and_are_predicted(tmp_path):
+    write_folder(tmp_path / "mine")
+    arguments = [*TINY_BACKBONE, *SHORT, "--method.k=8", "--data=folder", "--data.root=mine", "--data.num_points=128",
+                 "--data.batch_size=8"]  # fmt: skip
+
+    assert main(["fit", "--config", "pointcloud_idpt.yaml", *arguments, "--out", "run"]) == 0
+    code = main(["predict", "--adapter", "run/adapter.safetensors", "--input", "mine", "--out", "predictions"])
+
+    assert code == 0
+    rows = json.loads(Path("predictions/predictions.json").read_text())
+    assert len(rows) == 12
+    for row in rows:
+        assert row["class"] in {"ball", "box"}
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    with Path("predictions/predictions.csv").open() as file:
+        assert next(csv.reader(file)) == ["path", "class", "ball", "box"]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_merged_weights_give_the_adapters_features(method):
+    assert main(["fit", *IDPT[:-1], f"--method={method}", "--out", "run"]) == 0
+    assert main(["merge", "--adapter", "run/adapter.safetensors", "--out", "merged.safetensors"]) == 0
+    from peft_modal_pointcloud.backbone import PointMAEBackbone
+
+    model = peft_modal.load("run/adapter.safetensors")
+    merged = PointMAEBackbone(weights="merged.safetensors", dim=24, depth=2, num_heads=3, num_group=16, group_size=8,
+                              pointnet_dims=[8, 16, 16])  # fmt: skip
+    merged.load_weights()
+    batch = merged.example_batch()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(batch).tokens, model.backbone(batch).tokens, atol=2e-5, rtol=1e-5)
+
+
+def test_masked_pre_training_runs():
+    sizes = ["--data.per_family=2", "--data.num_points=128", "--data.pool_points=128", "--data.batch_size=16"]
+    arguments = [*TINY_BACKBONE, *sizes, "--head.num_heads=3", "--head.group_size=8", "--trainer.max_epochs=2"]
+
+    assert main(["fit", "--config", "pointcloud_pretrain_nano.yaml", *arguments, "--out", "run"]) == 0
+    assert "test/loss" in metrics_of("run")
+
+
+def test_an_adapter_refuses_another_backbone(run, tmp_path):
+    from peft_modal.files import load_adapter, save_adapter
+
+    tensors, header = load_adapter(run / "adapter.safetensors")
+    header.config["backbone"]["init_seed"] = 7
+    save_adapter(tmp_path / "other.safetensors", tensors, header)
+
+    with pytest.raises(BackboneMismatchError, match="fingerprint"):
+        peft_modal.load(tmp_path / "other.safetensors")
+
+
+def test_statistics_that_drift_are_in_the_file():
+    assert main(["fit", *IDPT, "--backbone.frozen_mode=reference", "--out", "run"]) == 0
+    model = peft_modal.load("run/adapter.safetensors")
+
+    mean = model.adapter.state()["backbone.encoder.first_conv.1.running_mean"]
+    assert not torch.equal(mean, model.backbone.tensor("encoder.first_conv.1.running_mean"))
+
+
+def test_half_precision_trains():
+    assert main(["fit", *IDPT, "--trainer.precision=bf16-mixed", "--out", "run"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["test", "--adapter", "broken.safetensors"], "no readable safetensors file"),
+        (["test", "--adapter", "none.safetensors"], "does not exist"),
+        (["fit", *IDPT, "--method.k=17"], "17 neighbours are more than the 16 patches"),
+        (
+            ["fit", "--config", "pointcloud_idpt.yaml", "--data=folder", "--data.root=nowhere"],
+            "neither a folder nor a CSV",
+        ),
+        (["fit", *IDPT, "--backbone.weights=nowhere.pth"], "nor an existing file"),
+        (["fit", *IDPT, "--head.pool=[cls,foo]"], "no feature 'foo'"),
+        (["fit", *IDPT, "--task.lr=1e30"], "the loss is not finite"),
+    ],
+    ids=["corrupt", "missing", "neighbours", "folder", "weights", "pool", "nan"],
+)
+def test_a_mistake_ends_in_one_sentence_and_code_two(arguments, sentence, capsys):
+    Path("broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0garbage!")
+
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_runs(path):
+    assert main(["fit", "--config", path.name, "--trainer.fast_dev_run=true", "--out", "run"]) == 0
+    assert Path("run/adapter.safetensors").is_file()
