@@ -21,6 +21,10 @@ from peft_modal.errors import FileFormatError
 
 FORMAT_VERSION: Final = 1
 _KEY: Final = "peft_modal"
+_TYPES: Final[dict[str, type]] = {
+    "config": dict, "fingerprint": str, "class_names": list, "preprocessing": dict, "metrics": dict, "versions": dict,
+}  # fmt: skip
+"""Of the header's fields, as JSON holds them."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileFormatError(f"'{path}' is a safetensors file, but not one that peft_modal wrote")
     try:
         document = json.loads(metadata[_KEY])
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise FileFormatError(f"the header of '{path}' is damaged ({error}); copy or train it again") from error
     if not isinstance(document, dict):
         raise FileFormatError(f"the header of '{path}' is damaged: it is no mapping; copy or train it again")
@@ -139,11 +143,16 @@ def load_adapter(path: Path) -> tuple[dict[str, Tensor], Header]:
     if document.pop("kind", None) != "adapter":
         raise FileFormatError(f"'{path}' holds backbone weights, not an adapter")
     version = document.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        made_by = document.get("versions", {}).get("peft_modal", "a newer version")
+    if type(version) is not int or version < 1:
+        raise FileFormatError(
+            f"the header of '{path}' is damaged: its format version is {version!r}; copy or train it again"
+        )
+    if version > FORMAT_VERSION:
+        made_by = document.get("versions")
+        known = made_by.get("peft_modal") if isinstance(made_by, dict) else None
         raise FileFormatError(
             f"'{path}' has format version {version}, this peft_modal ({__version__}) reads up to {FORMAT_VERSION}; "
-            f"install peft-modal>={made_by}"
+            f"install {f'peft-modal>={known}' if known else 'a newer peft-modal'}"
         )
     unknown = sorted(set(document) - {f.name for f in Header.__dataclass_fields__.values()})
     missing = sorted({"config", "fingerprint"} - set(document))
@@ -151,6 +160,13 @@ def load_adapter(path: Path) -> tuple[dict[str, Tensor], Header]:
         raise FileFormatError(
             f"the header of '{path}' does not fit its format version {version}: "
             f"missing {missing or 'nothing'}, unknown {unknown or 'nothing'}"
+        )
+    damaged = [name for name, kind in _TYPES.items() if not isinstance(document.get(name, kind()), kind)]
+    if not damaged and not all(isinstance(name, str) for name in document.get("class_names", ())):
+        damaged = ["class_names"]
+    if damaged:
+        raise FileFormatError(
+            f"the header of '{path}' is damaged: {', '.join(damaged)} cannot be read; copy or train it again"
         )
     document["class_names"] = tuple(document.get("class_names", ()))
     return tensors, Header(**document)

@@ -6,30 +6,38 @@ A batch is a dict: `points` (B, P, 3) float32 and, where there are labels, `labe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from peft_modal.data.cache import cached_tensors
 from peft_modal.data.epochs import Batch, epoch_loader
 from peft_modal.data.folder import FolderIndex, list_files, scan_folder
 from peft_modal.data.seeding import seeded
 from peft_modal.errors import ConfigError, DataError
-from peft_modal_pointcloud.augment import Augmentation, build_augment, scale_translate, unit
-from peft_modal_pointcloud.readers import SUFFIXES, read_cloud
-from peft_modal_pointcloud.sampling import farthest_point_sample
+from peft_modal_pointcloud.augment import build_augment, scale_translate
+from peft_modal_pointcloud.batches import (
+    CloudSet,
+    Files,
+    FixedClouds,
+    Normalize,
+    TrainBatches,
+    farthest,
+    fixed_subset,
+    read_pool,
+    vote_points,
+)
+from peft_modal_pointcloud.readers import SUFFIXES
 from peft_modal_pointcloud.solids import DOWNSTREAM_FAMILIES, PRETRAIN_FAMILIES, make_solids, observe
 
 GENERATOR_VERSION = 1
 """Of the generated solids; to be raised with every change that alters a cloud."""
 
 Part = Literal["train", "val", "test"]
-Normalize = Literal["unit", "none"]
 
 _PARTS: dict[str | None, tuple[Part, ...]] = {
     "fit": ("train", "val"),
@@ -38,22 +46,6 @@ _PARTS: dict[str | None, tuple[Part, ...]] = {
     "predict": (),
     None: ("train", "val", "test"),
 }
-_POOL_FACTOR = 4
-
-
-@dataclass(frozen=True, eq=False)
-class CloudSet:
-    """Clouds of one split in memory."""
-
-    clouds: Sequence[Tensor] | Tensor
-    """n clouds (P_i, 3) float32, or one tensor (n, P, 3)."""
-    labels: Tensor | None
-    """(n,) int64, or None for clouds to pre-train on."""
-    pools: Tensor | None = None
-    """(n, Q, 3): more points of each evaluation cloud, to draw votes from."""
-
-    def __len__(self) -> int:
-        return len(self.clouds)
 
 
 class PointClouds(LightningDataModule):
@@ -124,7 +116,7 @@ class PointClouds(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the trainer's current epoch."""
-        source = _TrainBatches(
+        source = TrainBatches(
             self._sets["train"], self.batch_size, self.num_points, augment=self.augment, seed=self.seed
         )
         return epoch_loader(source, trainer=lambda: self.trainer, num_workers=self.num_workers)
@@ -147,7 +139,7 @@ class PointClouds(LightningDataModule):
             DataError: There is no such file. A damaged one is reported when its batch is read.
         """
         files = list_files(path, SUFFIXES)
-        dataset = _Files(files, self.num_points, self.normalize)
+        dataset = Files(files, self.num_points, self.normalize)
         return list(files), DataLoader(dataset, batch_size=2 * self.batch_size, num_workers=self.num_workers)
 
     def vote(self, batch: Batch, index: int) -> Batch:
@@ -168,7 +160,7 @@ class PointClouds(LightningDataModule):
         clouds = self._sets[part]
         if not len(clouds):
             return []
-        return DataLoader(_FixedClouds(clouds), batch_size=2 * self.batch_size, num_workers=self.num_workers)
+        return DataLoader(FixedClouds(clouds), batch_size=2 * self.batch_size, num_workers=self.num_workers)
 
 
 class Solids(PointClouds):
@@ -333,12 +325,12 @@ class Folder(PointClouds):
         """Read the files of a split."""
         assert self._index is not None
         items = {"train": self._index.train, "val": self._index.val, "test": self._index.test}[part]
-        clouds = [_read_pool(item.path, self.num_points, self.normalize) for item in items]
+        clouds = [read_pool(item.path, self.num_points, self.normalize) for item in items]
         pools = None
         if part != "train":
             if self.vote_pool and clouds:
-                pools = torch.stack([_farthest(points, _vote_points(self.num_points)) for points in clouds])
-            clouds = [_fixed_subset(points, self.num_points) for points in clouds]
+                pools = torch.stack([farthest(points, vote_points(self.num_points)) for points in clouds])
+            clouds = [fixed_subset(points, self.num_points) for points in clouds]
         return CloudSet(clouds, torch.tensor([item.label for item in items], dtype=torch.int64), pools)
 
 
@@ -346,90 +338,3 @@ def _require_positive(**numbers: int) -> None:
     problems = [f"{name} is {value}, expected 1 or more." for name, value in numbers.items() if value < 1]
     if problems:
         raise ConfigError(*problems)
-
-
-def _read_pool(path: Path, num_points: int, normalize: Normalize) -> Tensor:
-    points = read_cloud(path, num_points=_POOL_FACTOR * num_points)
-    return unit(points) if normalize == "unit" else points
-
-
-def _vote_points(num_points: int) -> int:
-    """Size of the pool that votes draw from, as in the authors' evaluation."""
-    return {1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192}.get(num_points, round(num_points * 1200 / 1024))
-
-
-def _farthest(points: Tensor, count: int) -> Tensor:
-    """`count` of the points (P, 3) by farthest point sampling, repeated in turn if there are fewer."""
-    if len(points) <= count:
-        return points[torch.arange(count) % len(points)]
-    return points[farthest_point_sample(points[None], count)[0]]
-
-
-def _fixed_subset(points: Tensor, num_points: int) -> Tensor:
-    """`num_points` of the points (P, 3), in a draw that depends on P alone; repeated in turn if there are fewer."""
-    if len(points) == num_points:
-        return points
-    order = torch.randperm(len(points), generator=seeded("evaluation", len(points)))
-    return points[order[torch.arange(num_points) % len(points)]]
-
-
-def _redraw(points: Tensor, num_points: int, generator: Generator) -> Tensor:
-    """`num_points` of the points (P, 3) at random, with replacement only if there are fewer."""
-    if len(points) < num_points:
-        return points[torch.randint(len(points), (num_points,), generator=generator)]
-    return points[torch.randperm(len(points), generator=generator)[:num_points]]
-
-
-class _TrainBatches:
-    """The `BatchSource` of a training set."""
-
-    def __init__(self, clouds: CloudSet, batch_size: int, num_points: int, *, augment: Augmentation, seed: int) -> None:
-        self.clouds = clouds
-        self.batch_size = batch_size
-        self.num_points = num_points
-        self.augment = augment
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return max(1, len(self.clouds) // self.batch_size)
-
-    def batch(self, epoch: int, index: int) -> Batch:
-        order = torch.randperm(len(self.clouds), generator=seeded("order", self.seed, epoch))
-        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-        generator = seeded("batch", self.seed, epoch, index)
-        points = torch.stack([_redraw(self.clouds.clouds[i], self.num_points, generator) for i in chosen.tolist()])
-        batch = {"points": self.augment(points, generator)}
-        if self.clouds.labels is not None:
-            batch["label"] = self.clouds.labels[chosen]
-        return batch
-
-
-class _FixedClouds(Dataset[Batch]):
-    def __init__(self, clouds: CloudSet) -> None:
-        self.clouds = clouds
-
-    def __len__(self) -> int:
-        return len(self.clouds)
-
-    def __getitem__(self, index: int) -> Batch:
-        item = {"points": self.clouds.clouds[index]}
-        if self.clouds.labels is not None:
-            item["label"] = self.clouds.labels[index]
-        if self.clouds.pools is not None:
-            item["pool"] = self.clouds.pools[index]
-        return item
-
-
-class _Files(Dataset[Batch]):
-    def __init__(self, files: Sequence[Path], num_points: int, normalize: Normalize) -> None:
-        self.files = files
-        self.num_points = num_points
-        self.normalize: Normalize = normalize
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Batch:
-        return {
-            "points": _fixed_subset(_read_pool(self.files[index], self.num_points, self.normalize), self.num_points)
-        }

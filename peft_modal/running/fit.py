@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
+import zipfile
+from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
@@ -100,21 +102,34 @@ def _prepare(task: Task, data: LightningDataModule) -> None:
 
 
 def _train(trainer: Trainer, task: Task, data: LightningDataModule, folder: RunFolder) -> None:
-    checkpoint = folder.last_checkpoint if folder.last_checkpoint.is_file() else None
+    checkpoint = _checkpoint(folder.last_checkpoint)
     # Lightning keeps the modes it finds; the frozen backbone ignores this unless its mode is `reference`.
     task.train()
     try:
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # Lightning turns an interruption into an exit
         raise KeyboardInterrupt from stop
-    except (RuntimeError, OSError) as error:
-        if checkpoint is not None and "zip archive" in str(error):
-            raise FileFormatError(f"'{checkpoint}' is damaged; delete it to start the run again") from error
+    except RuntimeError as error:
         if isinstance(error, TrainingError) or "out of memory" not in str(error):
             raise
         raise TrainingError("out of memory; lower data.batch_size, or use trainer.precision=bf16-mixed") from error
     if trainer.interrupted:
         raise KeyboardInterrupt
+
+
+def _checkpoint(path: Path) -> Path | None:
+    """The checkpoint to go on from, if there is one, after its checksums were looked at."""
+    if not path.is_file():
+        return None
+    sentence = f"'{path}' is damaged; delete it to start the run again"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError, ValueError) as error:
+        raise FileFormatError(sentence) from error
+    if damaged is not None:
+        raise FileFormatError(sentence)
+    return path
 
 
 def _save(folder: RunFolder, task: Task, header: Header) -> None:

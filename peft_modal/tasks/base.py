@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from peft_modal.anatomy import Backbone, Features
 from peft_modal.attach import Adapter, Run
+from peft_modal.data.seeding import seeded
 from peft_modal.errors import TrainingError
 from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups
 from peft_modal.tasks.tensors import load_tensors, tensors_of
@@ -62,6 +63,7 @@ class Task(LightningModule):
         self.clip_norm = clip_norm
         self.strict_loading = False
         self._losses: dict[str, Tensor] = {}
+        self._total: Tensor | None = None
         self._batch: Any = None
         self._step = -1
         self._micro = 0
@@ -126,7 +128,7 @@ class Task(LightningModule):
         for name, value in named.items():
             self.log(f"train/{name}", value.detach(), on_step=False, on_epoch=True, batch_size=_size(batch))
         self.update_metrics("train", batch, output)
-        loss = torch.stack([value.reshape(()) for value in named.values()]).sum()
+        self._total = loss = torch.stack([value.reshape(()) for value in named.values()]).sum()
         if not torch.isfinite(loss):
             parts = ", ".join(f"{name} = {float(value.detach()):.4g}" for name, value in named.items())
             raise TrainingError(
@@ -146,7 +148,9 @@ class Task(LightningModule):
             return self.losses(self._batch, self(self._batch))
 
         if self.adapter.events.wants("compute_gradients"):
-            scale = loss.detach() / torch.stack([v.detach().reshape(()) for v in self._losses.values()]).sum()
+            # Lightning has divided the sum by the micro-batches of a step, and scaled it in half precision.
+            assert self._total is not None
+            (scale,) = torch.autograd.grad(loss, self._total, retain_graph=True)
             losses = {name: value * scale for name, value in self._losses.items()}
             self.adapter.events.compute_gradients(losses, closure, propagate)
         else:
@@ -180,7 +184,7 @@ class Task(LightningModule):
         run = Run(
             total_steps=int(self.trainer.estimated_stepping_batches),
             optimizers=self.trainer.optimizers,
-            generator=torch.Generator().manual_seed(0),
+            generator=seeded("run", torch.initial_seed()),
             named_parameters=self.named_trained(),
             world_size=self.trainer.world_size,
         )
@@ -219,7 +223,7 @@ class Task(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 — Lightning's
         """See `LifeCycle.after_step`; fires after the optimiser's step."""
         del outputs, batch, batch_idx
-        self._losses, self._batch = {}, None
+        self._losses, self._total, self._batch = {}, None, None
         if self.global_step != self._step:
             self.adapter.events.after_step(self._step)
 

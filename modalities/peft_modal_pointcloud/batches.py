@@ -1,0 +1,133 @@
+"""Clouds in memory and the batches made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import Dataset
+
+from peft_modal.data.epochs import Batch
+from peft_modal.data.seeding import seeded
+from peft_modal_pointcloud.augment import Augmentation, unit
+from peft_modal_pointcloud.readers import read_cloud
+from peft_modal_pointcloud.sampling import farthest_point_sample
+
+Normalize = Literal["unit", "none"]
+_POOL_FACTOR = 4
+
+
+@dataclass(frozen=True, eq=False)
+class CloudSet:
+    """Clouds of one split in memory."""
+
+    clouds: Sequence[Tensor] | Tensor
+    """n clouds (P_i, 3) float32, or one tensor (n, P, 3)."""
+    labels: Tensor | None
+    """(n,) int64, or None for clouds to pre-train on."""
+    pools: Tensor | None = None
+    """(n, Q, 3): more points of each evaluation cloud, to draw votes from."""
+
+    def __len__(self) -> int:
+        return len(self.clouds)
+
+
+def read_pool(path: Path, num_points: int, normalize: Normalize) -> Tensor:
+    """Up to four times `num_points` points of a file, (P, 3)."""
+    points = read_cloud(path, num_points=_POOL_FACTOR * num_points)
+    return unit(points) if normalize == "unit" else points
+
+
+def vote_points(num_points: int) -> int:
+    """Size of the pool that votes draw from, as in the authors' evaluation."""
+    return {1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192}.get(num_points, round(num_points * 1200 / 1024))
+
+
+def farthest(points: Tensor, count: int) -> Tensor:
+    """`count` of the points (P, 3) by farthest point sampling, repeated in turn if there are fewer."""
+    if len(points) <= count:
+        return points[torch.arange(count) % len(points)]
+    return points[farthest_point_sample(points[None], count)[0]]
+
+
+def fixed_subset(points: Tensor, num_points: int) -> Tensor:
+    """`num_points` of the points (P, 3), in a draw that depends on P alone; repeated in turn if there are fewer."""
+    if len(points) == num_points:
+        return points
+    order = torch.randperm(len(points), generator=seeded("evaluation", len(points)))
+    return points[order[torch.arange(num_points) % len(points)]]
+
+
+def _redraw(points: Tensor, num_points: int, generator: Generator) -> Tensor:
+    """`num_points` of the points (P, 3) at random, with replacement only if there are fewer."""
+    if len(points) < num_points:
+        return points[torch.randint(len(points), (num_points,), generator=generator)]
+    return points[torch.randperm(len(points), generator=generator)[:num_points]]
+
+
+class TrainBatches:
+    """The `BatchSource` of a training set."""
+
+    def __init__(self, clouds: CloudSet, batch_size: int, num_points: int, *, augment: Augmentation, seed: int) -> None:
+        self.clouds = clouds
+        self.batch_size = batch_size
+        self.num_points = num_points
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return max(1, len(self.clouds) // self.batch_size)
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch `index` of an epoch; see `BatchSource`."""
+        order = torch.randperm(len(self.clouds), generator=seeded("order", self.seed, epoch))
+        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+        generator = seeded("batch", self.seed, epoch, index)
+        points = torch.stack([_redraw(self.clouds.clouds[i], self.num_points, generator) for i in chosen.tolist()])
+        batch = {"points": self.augment(points, generator)}
+        if self.clouds.labels is not None:
+            batch["label"] = self.clouds.labels[chosen]
+        return batch
+
+
+class FixedClouds(Dataset[Batch]):
+    """Evaluation clouds as they are."""
+
+    def __init__(self, clouds: CloudSet) -> None:
+        self.clouds = clouds
+
+    def __len__(self) -> int:
+        return len(self.clouds)
+
+    def __getitem__(self, index: int) -> Batch:
+        item = {"points": self.clouds.clouds[index]}
+        if self.clouds.labels is not None:
+            item["label"] = self.clouds.labels[index]
+        if self.clouds.pools is not None:
+            item["pool"] = self.clouds.pools[index]
+        return item
+
+
+class Files(Dataset[Batch]):
+    """Files to predict on, read one at a time.
+
+    Args:
+        files: Paths.
+        num_points: Points per cloud.
+        normalize: See `PointClouds`.
+    """
+
+    def __init__(self, files: Sequence[Path], num_points: int, normalize: Normalize) -> None:
+        self.files = files
+        self.num_points = num_points
+        self.normalize: Normalize = normalize
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Batch:
+        return {"points": fixed_subset(read_pool(self.files[index], self.num_points, self.normalize), self.num_points)}
