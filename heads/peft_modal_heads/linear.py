@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from peft_modal.anatomy import Features, FeatureSpec
-from peft_modal_heads.pooling import Pooling
+from peft_modal_heads.pooling import Pooling, require_two
 
 
 class LinearHead(nn.Module):
@@ -28,9 +28,11 @@ class LinearHead(nn.Module):
     ) -> None:
         super().__init__()
         self.pool = Pooling(spec, pool)
+        self.normalise = normalise
         self.norm = nn.BatchNorm1d(self.pool.width, affine=False) if normalise else nn.Identity()
         self.linear = nn.Linear(self.pool.width, num_outputs)
 
     def forward(self, features: Features) -> Tensor:
         """Logits (B, num_outputs)."""
-        return self.linear(self.norm(self.pool(features)))
+        pooled = self.pool(features)
+        return self.linear(self.norm(require_two(pooled) if self.normalise and self.training else pooled))

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from peft_modal.anatomy import Features, FeatureSpec
-from peft_modal_heads.pooling import Pooling
+from peft_modal_heads.pooling import Pooling, require_two
 
 
 class PointCloudMLP(nn.Module):
@@ -51,4 +51,5 @@ class PointCloudMLP(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         """Logits (B, num_outputs)."""
-        return self.cls_head_finetune(self.pool(features))
+        pooled = self.pool(features)
+        return self.cls_head_finetune(require_two(pooled) if self.training else pooled)

@@ -6,7 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from peft_modal.anatomy import Features, FeatureSpec
-from peft_modal.errors import ConfigError
+from peft_modal.errors import ConfigError, TrainingError
+
+
+def require_two(pooled: Tensor) -> Tensor:
+    """`pooled` (B, width) itself, where a BatchNorm that trains can take statistics of it.
+
+    Raises:
+        TrainingError: It is of one sample only.
+    """
+    if len(pooled) < 2:
+        raise TrainingError(
+            "the head's BatchNorm needs two samples in a training batch, this one has 1; "
+            "set data.batch_size to 2 or more, or give more training data"
+        )
+    return pooled
 
 
 class Pooling(nn.Module):

@@ -1,5 +1,6 @@
 """Adapter files: what is written is read, and what is damaged is refused in one sentence."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -84,11 +85,48 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("document", ["[1]", "{", '{"kind": "adapter", "format_version": 1}',
                                       json.dumps({"kind": "adapter", "format_version": 1, "config": {},
-                                                  "fingerprint": "", "extra": 1})])  # fmt: skip
+                                                  "fingerprint": "", "extra": 1}), "[" * 100_000])  # fmt: skip
 def test_a_damaged_header_is_refused(tmp_path, document):
     save_file(TENSORS, tmp_path / "x.safetensors", metadata={"peft_modal": document})
     with pytest.raises(FileFormatError):
         load_adapter(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"config": None}, "config cannot be read"),
+        ({"config": [1]}, "config cannot be read"),
+        ({"fingerprint": 3}, "fingerprint cannot be read"),
+        ({"class_names": 5}, "class_names cannot be read"),
+        ({"class_names": "ab"}, "class_names cannot be read"),
+        ({"class_names": [1]}, "class_names cannot be read"),
+        ({"metrics": 3, "versions": []}, "metrics, versions cannot be read"),
+        ({"format_version": "1"}, "format version is '1'"),
+        ({"format_version": True}, "format version is True"),
+        ({"format_version": 0}, "format version is 0"),
+        ({"format_version": 9, "versions": [1]}, "install a newer peft-modal"),
+    ],
+    ids=str,
+)
+def test_a_header_field_of_another_type_is_refused(tmp_path, changed, sentence):
+    document = {"kind": "adapter", "config": {}, "fingerprint": "", "format_version": 1, **changed}
+    write_tensors(tmp_path / "x.safetensors", TENSORS, document)
+    with pytest.raises(FileFormatError, match=sentence):
+        load_adapter(tmp_path / "x.safetensors")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_flipped_byte_is_read_or_refused_and_nothing_else(adapter, data):
+    content = bytearray(adapter.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    broken = adapter.with_name("broken.safetensors")
+    broken.write_bytes(content)
+
+    with contextlib.suppress(FileFormatError):
+        tensors, _ = load_adapter(broken)
+        assert len(tensors) == len(TENSORS)
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

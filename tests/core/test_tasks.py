@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from peft_modal.attach import LifeCycle
 from peft_modal.errors import TrainingError
+from peft_modal.methods.full import Full
 from peft_modal.methods.lora import LoRA
 from peft_modal.tasks.classification import Classification
 from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups
@@ -57,6 +58,14 @@ class Recorder(LifeCycle):
         self._note("finalise", None)
 
 
+class Computes(Recorder):
+    """Makes the gradients itself, as the default would."""
+
+    def compute_gradients(self, losses, closure, backward):
+        self._note("compute_gradients", tuple(losses))
+        backward(torch.stack(list(losses.values())).sum())
+
+
 class WithListener(LoRA):
     def __init__(self, listener):
         super().__init__(rank=2)
@@ -84,7 +93,7 @@ def loader(count=4, batch_size=2):
     return DataLoader(items, batch_size=batch_size)
 
 
-def fit(task, tmp_path, **arguments):
+def fit(task, tmp_path, train=None, **arguments):
     trainer = pl.Trainer(
         **{
             "max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
@@ -92,7 +101,7 @@ def fit(task, tmp_path, **arguments):
         }
     )  # fmt: skip
     task.train()
-    trainer.fit(task, loader(), loader())
+    trainer.fit(task, train or loader(), loader())
     return trainer
 
 
@@ -104,6 +113,53 @@ def test_events_come_in_the_order_of_the_interface(tmp_path):
         ("on_fit_start", 1), ("on_epoch_start", 0), ("step_begin", 0), ("penalty", 2), ("after_backward", 0),
         ("penalty", 2), ("after_backward", 1), ("before_step", 0), ("after_step", 0), ("finalise", None),
     ]  # fmt: skip
+
+
+def test_the_last_batch_of_an_epoch_ends_a_step_and_the_next_epoch_begins_one(tmp_path):
+    recorder = Computes()
+    fit(make_task(recorder), tmp_path, loader(count=6), accumulate_grad_batches=2, max_epochs=2)
+
+    def micro(index):
+        return [("penalty", 2), ("compute_gradients", ("loss", "penalty")), ("after_backward", index)]
+
+    def step(index, size):
+        batches = [event for i in range(size) for event in micro(i)]
+        return [("step_begin", index), *batches, ("before_step", index), ("after_step", index)]
+
+    assert recorder.seen == [
+        ("on_fit_start", 4),
+        ("on_epoch_start", 0), *step(0, 2), *step(1, 1),
+        ("on_epoch_start", 1), *step(2, 2), *step(3, 1),
+        ("finalise", None),
+    ]  # fmt: skip
+
+
+def test_a_method_that_computes_gradients_sees_the_losses_scaled_as_lightning_scales_them(tmp_path):
+    trained = []
+    for recorder in (Recorder(), Computes()):
+        torch.manual_seed(0)
+        task = make_task(recorder, clip_norm=None)
+        fit(task, tmp_path, accumulate_grad_batches=2)
+        trained.append(
+            (task.tensors(), [norm for (event, _), norm in recorder.norms.items() if event == "before_step"])
+        )
+
+    (default, default_norms), (own, own_norms) = trained
+    assert own_norms == pytest.approx(default_norms, rel=1e-6)
+    for name, value in own.items():
+        torch.testing.assert_close(value, default[name])
+
+
+def test_losses_that_cancel_still_give_gradients(tmp_path):
+    class Cancels(Computes):
+        def penalty(self, batch, output):
+            loss = torch.nn.functional.cross_entropy(output, batch["label"])
+            return {"penalty": -loss.detach()}
+
+    recorder = Cancels()
+    fit(make_task(recorder), tmp_path)
+
+    assert all(norm > 0 for (event, _), norm in recorder.norms.items() if event == "after_backward")
 
 
 def test_before_step_sees_clipped_gradients_and_after_step_still_sees_them(tmp_path):
@@ -120,11 +176,20 @@ def test_the_frozen_backbone_stays_in_evaluation_mode_and_the_rest_trains(tmp_pa
     modes = []
 
     class Look(pl.Callback):
-        def on_train_batch_end(self, trainer, task, *_):
-            modes.append((task.backbone.network.training, task.adapter.training, task.head.training))
+        def look(self, when, task):
+            parts = (task.backbone.network, task.adapter, task.head)
+            modes.append((when, *({m.training for m in part.modules()} for part in parts)))
 
-    fit(make_task(), tmp_path, max_epochs=2, callbacks=[Look()])
-    assert set(modes) == {(False, True, True)}
+        def on_train_batch_end(self, trainer, task, *_):
+            self.look("train", task)
+
+        def on_validation_batch_end(self, trainer, task, *_):
+            self.look("val", task)
+
+    fit(make_task(), tmp_path, max_epochs=2, callbacks=[Look()], num_sanity_val_steps=0)
+    # Two epochs of two batches, with validation between them.
+    train, val = ("train", {False}, {True}, {True}), ("val", {False}, {False}, {False})
+    assert modes == [train, train, val, val] * 2
 
 
 def test_only_adapter_and_head_move(tmp_path):
@@ -170,6 +235,21 @@ def test_vectors_and_named_tensors_do_not_decay():
 
     assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.5), (2, 0.0)]
     assert groups[0]["params"][0] is named["w"]
+
+
+def test_the_class_token_that_a_backbone_excepts_does_not_decay(tmp_path):
+    backbone = TinyViT(depth=1)
+    task = Classification(backbone, Full().attach(backbone), LinearHead(backbone.feature_spec(), 3), ("a", "b", "c"))
+    trainer = fit(task, tmp_path)
+
+    named = task.named_trained()
+    names = {id(parameter): name for name, parameter in named.items()}
+    decayed, kept = ({names[id(p)] for p in group["params"]} for group in trainer.optimizers[0].param_groups)
+    assert [group["weight_decay"] for group in trainer.optimizers[0].param_groups] == [0.05, 0.0]
+    assert "backbone.cls_token" in kept
+    assert {"backbone.pos_embed", "backbone.blocks.0.attn.qkv.weight", "head.linear.weight"} <= decayed
+    assert kept == {"backbone.cls_token"} | {name for name, parameter in named.items() if parameter.dim() < 2}
+    assert decayed | kept == set(named)
 
 
 def test_the_schedule_warms_up_and_follows_a_cosine():

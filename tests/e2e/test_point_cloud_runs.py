@@ -105,7 +105,7 @@ def test_a_finished_run_is_not_overwritten_unless_asked(run, capsys):
     assert main(["fit", *IDPT, "--out", "run", "--overwrite"]) == 0
 
 
-class Interrupt(Callback):
+class InterruptAtEpoch(Callback):
     """Ctrl-C at the start of the third epoch."""
 
     def on_train_epoch_start(self, trainer, pl_module):
@@ -113,31 +113,102 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_that_goes_on_gives_what_an_uninterrupted_one_gives(run, monkeypatch):
+class InterruptInEpoch(Callback):
+    """Ctrl-C before the second batch of the third epoch."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == 2 and batch_idx == 1:
+            raise KeyboardInterrupt
+
+
+class InterruptInFirst(Callback):
+    """Ctrl-C before the second batch of the run, when there is no checkpoint yet."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 1:
+            raise KeyboardInterrupt
+
+
+class Poison(Callback):
+    """NaN in the head's weights from the third epoch on."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            with torch.no_grad():
+                next(pl_module.head.parameters()).fill_(float("nan"))
+
+
+def fit_with(callback, arguments, monkeypatch):
+    """The code that `fit` ends with when a callback of the test comes first."""
     from peft_modal.running import fit as module
 
     make = module.make_trainer
 
-    def interrupted(*args, **kwargs):
+    def with_callback(*args, **kwargs):
         trainer = make(*args, **kwargs)
-        trainer.callbacks.insert(0, Interrupt())
+        trainer.callbacks.insert(0, callback)
         return trainer
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "make_trainer", interrupted)
-        assert main(["fit", *IDPT, "--out", "stopped"]) == 130
+        patch.setattr(module, "make_trainer", with_callback)
+        return main(["fit", *arguments])
+
+
+@pytest.mark.parametrize("interrupt", [InterruptAtEpoch, InterruptInEpoch, InterruptInFirst])
+def test_an_interrupted_run_that_goes_on_gives_what_an_uninterrupted_one_gives(run, monkeypatch, interrupt):
+    assert fit_with(interrupt(), [*IDPT, "--out", "stopped"], monkeypatch) == 130
     assert not Path("stopped/metrics.json").exists()
     assert main(["fit", *IDPT, "--out", "stopped"]) == 0
 
     assert measured("stopped") == measured(run)
 
 
-def test_test_and_validate_give_the_figures_of_the_run(run, capsys):
-    capsys.readouterr()
-    assert main(["test", "--adapter", str(run / "adapter.safetensors"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["test/accuracy"] == metrics_of(run)["test/accuracy"]
-    assert main(["validate", "--adapter", str(run / "adapter.safetensors"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["val/accuracy"] == metrics_of(run)["val/accuracy"]
+def test_statistics_drop_path_and_masks_go_on_where_they_stopped(monkeypatch):
+    sizes = ["--data.per_family=2", "--data.num_points=128", "--data.pool_points=128", "--data.batch_size=16"]
+    pretrain = ["--config", "pointcloud_pretrain_nano.yaml", *TINY_BACKBONE, *sizes, *SHORT, "--head.num_heads=3",
+                "--head.group_size=8"]  # fmt: skip
+    for name, arguments in {"drift": [*IDPT, "--backbone.frozen_mode=reference"], "masked": pretrain}.items():
+        assert main(["fit", *arguments, "--out", name]) == 0
+        assert fit_with(InterruptInEpoch(), [*arguments, "--out", f"{name}_stopped"], monkeypatch) == 130
+        assert main(["fit", *arguments, "--out", f"{name}_stopped"]) == 0
+
+        assert measured(f"{name}_stopped") == measured(name)
+
+
+def test_a_loss_that_is_not_finite_keeps_what_was_saved(run, monkeypatch, capsys):
+    assert fit_with(Poison(), [*IDPT, "--out", "stopped"], monkeypatch) == 2
+    assert "not finite at epoch 2" in capsys.readouterr().err
+    assert not Path("stopped/metrics.json").exists()
+    assert main(["fit", *IDPT, "--out", "stopped"]) == 0
+
+    assert measured("stopped") == measured(run)
+
+
+@pytest.mark.parametrize("damage", ["random", "truncated", "flipped"])
+def test_a_damaged_checkpoint_ends_in_a_sentence(run, capsys, damage):
+    checkpoint = run / "checkpoints/last.ckpt"
+    whole = checkpoint.read_bytes()
+    middle = len(whole) // 2
+    contents = {
+        "random": b"garbage!",
+        "truncated": whole[:middle],
+        "flipped": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
+    }
+    checkpoint.write_bytes(contents[damage])
+    (run / "metrics.json").unlink()
+
+    assert main(["fit", *IDPT, "--out", "run"]) == 2
+    assert "last.ckpt' is damaged; delete it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["eval", "reference"])
+def test_test_and_validate_give_the_figures_of_the_run(capsys, mode):
+    assert main(["fit", *IDPT, f"--backbone.frozen_mode={mode}", "--out", "run"]) == 0
+    figures = metrics_of("run")
+    for verb, stage in (("test", "test/"), ("validate", "val/")):
+        capsys.readouterr()
+        assert main([verb, "--adapter", "run/adapter.safetensors", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {k: v for k, v in figures.items() if k.startswith(stage)}
 
 
 def test_voting_is_an_option_of_the_test(run, capsys):
@@ -156,12 +227,23 @@ def test_own_files_train_and_are_predicted(tmp_path):
 
     assert code == 0
     rows = json.loads(Path("predictions/predictions.json").read_text())
+    assert {Path(row["path"]).resolve() for row in rows} == {p for p in (tmp_path / "mine").rglob("*") if p.is_file()}
     assert len(rows) == 12
     for row in rows:
         assert row["class"] in {"ball", "box"}
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     with Path("predictions/predictions.csv").open() as file:
-        assert next(csv.reader(file)) == ["path", "class", "ball", "box"]
+        table = list(csv.reader(file))
+    assert table[0] == ["path", "class", "ball", "box"]
+    assert [[p, c, float(ball), float(box)] for p, c, ball, box in table[1:]] == [
+        [row["path"], row["class"], row["probabilities"]["ball"], row["probabilities"]["box"]] for row in rows
+    ]
+
+    one = rows[7]
+    assert main(["predict", "--adapter", "run/adapter.safetensors", "--input", one["path"], "--out", "one"]) == 0
+    (alone,) = json.loads(Path("one/predictions.json").read_text())
+    assert alone["path"] == one["path"]
+    assert alone["probabilities"] == pytest.approx(one["probabilities"], abs=1e-5)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -177,6 +259,21 @@ def test_merged_weights_give_the_adapters_features(method):
     batch = merged.example_batch()
     with torch.no_grad():
         torch.testing.assert_close(merged(batch).tokens, model.backbone(batch).tokens, atol=2e-5, rtol=1e-5)
+
+
+def test_merged_weights_start_another_run():
+    whole = ["--backbone.train_cls=false", "--trainer.max_epochs=1"]
+    probe = ["--config", "pointcloud_linear_probe.yaml", *TINY_BACKBONE, *TINY_DATA, *whole]
+
+    assert main(["fit", *IDPT[:-1], *whole, "--method=full", "--out", "run"]) == 0
+    assert main(["merge", "--adapter", "run/adapter.safetensors", "--out", "merged.safetensors"]) == 0
+    assert main(["fit", *probe, "--backbone.weights=merged.safetensors", "--out", "probe"]) == 0
+
+    full, probed = (peft_modal.load(f"{name}/adapter.safetensors").backbone for name in ("run", "probe"))
+    assert full.network.state_dict().keys() == probed.network.state_dict().keys()
+    batch = full.example_batch()
+    with torch.no_grad():
+        assert torch.equal(full(batch).tokens, probed(batch).tokens)
 
 
 def test_masked_pre_training_runs():
@@ -223,8 +320,9 @@ def test_half_precision_trains():
         (["fit", *IDPT, "--backbone.weights=nowhere.pth"], "nor an existing file"),
         (["fit", *IDPT, "--head.pool=[cls,foo]"], "no feature 'foo'"),
         (["fit", *IDPT, "--task.lr=1e30"], "the loss is not finite"),
+        (["fit", *IDPT, "--data.batch_size=1"], "BatchNorm needs two samples"),
     ],
-    ids=["corrupt", "missing", "neighbours", "folder", "weights", "pool", "nan"],
+    ids=["corrupt", "missing", "neighbours", "folder", "weights", "pool", "nan", "batch"],
 )
 def test_a_mistake_ends_in_one_sentence_and_code_two(arguments, sentence, capsys):
     Path("broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0garbage!")
@@ -235,7 +333,28 @@ def test_a_mistake_ends_in_one_sentence_and_code_two(arguments, sentence, capsys
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_predicting_on_nothing_ends_in_a_sentence(run, capsys):
+    Path("empty").mkdir()
+    for path, sentence in {"empty": "found no files at all", "nowhere": "does not exist"}.items():
+        assert main(["predict", "--adapter", "run/adapter.safetensors", "--input", path, "--out", "out"]) == 2
+        assert sentence in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_the_shipped_configurations_are_found():
+    names = [path.name for path in CONFIGS.rglob("*.yaml")]
+    assert {"pointcloud_idpt.yaml", "pointcloud_linear_probe.yaml", "pointcloud_pretrain_nano.yaml"} <= set(names)
+    assert len(names) == len(set(names)), "`--config NAME` finds a file by its name alone"
+
+
+# Pre-training generates its whole data set first, which takes over five seconds.
+SHIPPED = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if "pretrain" in path.stem else [])
+    for path in sorted(CONFIGS.rglob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("path", SHIPPED)
 def test_every_shipped_configuration_runs(path):
     assert main(["fit", "--config", path.name, "--trainer.fast_dev_run=true", "--out", "run"]) == 0
     assert Path("run/adapter.safetensors").is_file()
