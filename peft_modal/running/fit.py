@@ -118,7 +118,11 @@ def _train(trainer: Trainer, task: Task, data: LightningDataModule, folder: RunF
 
 
 def _checkpoint(path: Path) -> Path | None:
-    """The checkpoint to go on from, if there is one, after its checksums were looked at."""
+    """The checkpoint to go on from, if there is one, after its checksums were looked at.
+
+    Raises:
+        FileFormatError: It is damaged.
+    """
     if not path.is_file():
         return None
     sentence = f"'{path}' is damaged; delete it to start the run again"

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from peft_modal.compose import Composed, build_trainer_kwargs
-from peft_modal.running.callbacks import Cost, EpochLines, StepSeeding
+from peft_modal.running.callbacks import Cost, EpochLines, History, StepSeeding
 from peft_modal.running.folder import RunFolder
 
 _QUIET = (
@@ -54,7 +54,9 @@ def make_trainer(composed: Composed, folder: RunFolder | None, *, cost: Cost | N
             arguments["logger"] = []
         elif arguments["logger"] is False or not isinstance(arguments["logger"], list):
             arguments["logger"] = [arguments["logger"]] if arguments["logger"] else []
-        arguments["logger"] = [CSVLogger(str(folder.root), name="", version=""), *arguments["logger"]]
+        table = CSVLogger(str(folder.root), name="", version="")
+        arguments["logger"] = [table, *arguments["logger"]]
+        callbacks.append(History(table, folder.root / "metrics.csv"))
         callbacks.append(
             ModelCheckpoint(
                 dirpath=folder.checkpoints,

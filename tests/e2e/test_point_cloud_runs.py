@@ -27,6 +27,11 @@ TINY_DATA = [
 SHORT = ["--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=1"]
 IDPT = ["--config", "pointcloud_idpt.yaml", *TINY_BACKBONE, *TINY_DATA, *SHORT, "--method.k=8"]
 
+PRETRAIN = [
+    "--config", "pointcloud_pretrain_nano.yaml", *TINY_BACKBONE, *SHORT, "--data.per_family=2", "--data.num_points=128",
+    "--data.pool_points=128", "--data.batch_size=16", "--head.num_heads=3", "--head.group_size=8",
+]  # fmt: skip
+
 
 @pytest.fixture(autouse=True)
 def _workspace(tmp_path, monkeypatch):
@@ -89,6 +94,15 @@ def test_a_checkpoint_holds_no_frozen_tensor(run):
 
     assert {name for name in state if name.startswith("backbone.")} == {"backbone.cls_token", "backbone.cls_pos"}
     assert not [name for name in state if name in frozen]
+
+
+def test_a_loaded_model_is_in_evaluation_mode_and_repeats_itself(run):
+    model = peft_modal.load(run / "adapter.safetensors")
+    batch = model.backbone.example_batch()
+
+    assert not [m for part in (model.backbone, model.adapter, model.head) for m in part.modules() if m.training]
+    assert torch.equal(model(batch), model(batch))
+    assert torch.equal(model(batch), peft_modal.load(run / "adapter.safetensors")(batch))
 
 
 def test_the_written_configuration_repeats_the_run(run):
@@ -154,25 +168,30 @@ def fit_with(callback, arguments, monkeypatch):
         return main(["fit", *arguments])
 
 
-@pytest.mark.parametrize("interrupt", [InterruptAtEpoch, InterruptInEpoch, InterruptInFirst])
-def test_an_interrupted_run_that_goes_on_gives_what_an_uninterrupted_one_gives(run, monkeypatch, interrupt):
+@pytest.mark.parametrize(
+    ("interrupt", "goes_on_at"), [(InterruptAtEpoch, 3), (InterruptInEpoch, 3), (InterruptInFirst, 1)]
+)
+def test_an_interrupted_run_that_goes_on_gives_what_an_uninterrupted_one_gives(
+    run, monkeypatch, capsys, interrupt, goes_on_at
+):
     assert fit_with(interrupt(), [*IDPT, "--out", "stopped"], monkeypatch) == 130
     assert not Path("stopped/metrics.json").exists()
+    capsys.readouterr()
     assert main(["fit", *IDPT, "--out", "stopped"]) == 0
 
+    epochs = [line.split()[1] for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
+    assert epochs == [f"{epoch}/3" for epoch in range(goes_on_at, 4)]
     assert measured("stopped") == measured(run)
+    assert Path("stopped/metrics.csv").read_text() == (run / "metrics.csv").read_text()
 
 
-def test_statistics_drop_path_and_masks_go_on_where_they_stopped(monkeypatch):
-    sizes = ["--data.per_family=2", "--data.num_points=128", "--data.pool_points=128", "--data.batch_size=16"]
-    pretrain = ["--config", "pointcloud_pretrain_nano.yaml", *TINY_BACKBONE, *sizes, *SHORT, "--head.num_heads=3",
-                "--head.group_size=8"]  # fmt: skip
-    for name, arguments in {"drift": [*IDPT, "--backbone.frozen_mode=reference"], "masked": pretrain}.items():
-        assert main(["fit", *arguments, "--out", name]) == 0
-        assert fit_with(InterruptInEpoch(), [*arguments, "--out", f"{name}_stopped"], monkeypatch) == 130
-        assert main(["fit", *arguments, "--out", f"{name}_stopped"]) == 0
+@pytest.mark.parametrize("arguments", [[*IDPT, "--backbone.frozen_mode=reference"], PRETRAIN], ids=["drift", "masked"])
+def test_statistics_drop_path_and_masks_go_on_where_they_stopped(monkeypatch, arguments):
+    assert main(["fit", *arguments, "--out", "run"]) == 0
+    assert fit_with(InterruptInEpoch(), [*arguments, "--out", "stopped"], monkeypatch) == 130
+    assert main(["fit", *arguments, "--out", "stopped"]) == 0
 
-        assert measured(f"{name}_stopped") == measured(name)
+    assert measured("stopped") == measured("run")
 
 
 def test_a_loss_that_is_not_finite_keeps_what_was_saved(run, monkeypatch, capsys):
@@ -277,10 +296,7 @@ def test_merged_weights_start_another_run():
 
 
 def test_masked_pre_training_runs():
-    sizes = ["--data.per_family=2", "--data.num_points=128", "--data.pool_points=128", "--data.batch_size=16"]
-    arguments = [*TINY_BACKBONE, *sizes, "--head.num_heads=3", "--head.group_size=8", "--trainer.max_epochs=2"]
-
-    assert main(["fit", "--config", "pointcloud_pretrain_nano.yaml", *arguments, "--out", "run"]) == 0
+    assert main(["fit", *PRETRAIN, "--out", "run"]) == 0
     assert "test/loss" in metrics_of("run")
 
 
