@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from peft_modal.anatomy import Backbone, Features, FeatureSpec
 from peft_modal.attach import Adapter
 from peft_modal.data.seeding import seeded
-from peft_modal.tasks.base import Output, Stage, Task
+from peft_modal.tasks.base import ClipScope, Output, Stage, Task
 from peft_modal_pointcloud.masked import (
     MaskedDecoder,
     block_mask,
@@ -69,6 +69,7 @@ class MaskedAutoencoding(Task):
         warmup_share: Share of the run's steps with a growing learning rate.
         min_lr_share: Share of the learning rate that the cosine ends at.
         clip_norm: Largest gradient norm, or None as published.
+        clip_scope: Whose gradients count for that norm; see `Task`.
         mask_ratio: Share of the patches that is hidden.
         mask: `random` patches, or a `block`: those nearest to a random centre.
         loss: `cdl2`, or `cdl1` with square roots, halved.
@@ -87,6 +88,7 @@ class MaskedAutoencoding(Task):
         warmup_share: float = 0.03,
         min_lr_share: float = 0.001,
         clip_norm: float | None = None,
+        clip_scope: ClipScope = "trainable",
         mask_ratio: float = 0.6,
         mask: Literal["random", "block"] = "random",
         loss: Literal["cdl2", "cdl1"] = "cdl2",
@@ -102,6 +104,7 @@ class MaskedAutoencoding(Task):
             warmup_share=warmup_share,
             min_lr_share=min_lr_share,
             clip_norm=clip_norm,
+            clip_scope=clip_scope,
         )
         self.mask_ratio = mask_ratio
         self.mask: Literal["random", "block"] = mask

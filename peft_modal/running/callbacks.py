@@ -61,7 +61,9 @@ class History(Callback):
         del pl_module
         kept = [row for row in self._rows if int(row["step"]) < trainer.global_step]
         for row in kept:
-            figures = {name: _number(text) for name, text in row.items() if text and name != "step"}
+            figures: dict[str, torch.Tensor | float] = {
+                name: _number(text) for name, text in row.items() if text and name != "step"
+            }
             self._logger.log_metrics(figures, int(row["step"]))
         if kept:
             self._logger.save()

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from peft_modal.anatomy import Backbone, Features
 from peft_modal.attach import Adapter, Run
 from peft_modal.data.seeding import seeded
-from peft_modal.errors import TrainingError
+from peft_modal.errors import ConfigError, TrainingError
+from peft_modal.tasks.clipping import FrozenGradients
 from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups
 from peft_modal.tasks.tensors import load_tensors, tensors_of
 
 Stage = Literal["train", "val", "test"]
+ClipScope = Literal["trainable", "all"]
 Output: TypeAlias = Any
 """What a task's forward gives: logits, rebuilt points, boxes."""
 
@@ -36,6 +38,11 @@ class Task(LightningModule):
         warmup_share: Share of the run's steps with a linearly growing learning rate.
         min_lr_share: Share of the learning rate that the cosine ends at.
         clip_norm: Largest gradient norm, or None.
+        clip_scope: Whose gradients count for that norm: `trainable`, or `all` tensors, frozen ones included, as in
+            released code that never switches their gradients off. `all` costs what full fine-tuning's backward costs.
+
+    Raises:
+        ConfigError: `clip_scope` is neither.
     """
 
     runtime_args: ClassVar[frozenset[str]] = frozenset({"backbone", "adapter", "head", "class_names"})
@@ -51,8 +58,11 @@ class Task(LightningModule):
         warmup_share: float = 0.1,
         min_lr_share: float = 0.002,
         clip_norm: float | None = 10.0,
+        clip_scope: ClipScope = "trainable",
     ) -> None:
         super().__init__()
+        if clip_scope not in {"trainable", "all"}:
+            raise ConfigError(f"task.clip_scope: expected 'trainable' or 'all', got {clip_scope!r}")
         self.backbone = backbone
         self.adapter = adapter
         self.head = head
@@ -61,6 +71,8 @@ class Task(LightningModule):
         self.warmup_share = warmup_share
         self.min_lr_share = min_lr_share
         self.clip_norm = clip_norm
+        self.clip_scope: ClipScope = clip_scope
+        self._frozen_gradients: FrozenGradients | None = None
         self.strict_loading = False
         self._losses: dict[str, Tensor] = {}
         self._total: Tensor | None = None
@@ -180,7 +192,15 @@ class Task(LightningModule):
     # Lightning's hooks become the adapter's events here, in one place.
 
     def on_fit_start(self) -> None:
-        """Tell the adapter that the optimiser exists."""
+        """Tell the adapter that the optimiser exists.
+
+        Raises:
+            ConfigError: The clipping norm shall count frozen tensors, whose gradients this precision scales.
+        """
+        if self.clip_scope == "all" and self.clip_norm is not None:
+            if str(self.trainer.precision) == "16-mixed":
+                raise ConfigError("task.clip_scope: 'all' does not go with trainer.precision=16-mixed; use bf16-mixed")
+            self._frozen_gradients = FrozenGradients(self.backbone)
         run = Run(
             total_steps=int(self.trainer.estimated_stepping_batches),
             optimizers=self.trainer.optimizers,
@@ -214,7 +234,9 @@ class Task(LightningModule):
     ) -> None:
         """Clip, then tell the adapter: Lightning's own hook before the step runs before clipping."""
         value = self.clip_norm if gradient_clip_val is None else gradient_clip_val
-        if value is not None:
+        if value is not None and self._frozen_gradients is not None:
+            self._frozen_gradients.clip(self.named_trained().values(), float(value))
+        elif value is not None:
             self.clip_gradients(
                 optimizer, gradient_clip_val=value, gradient_clip_algorithm=gradient_clip_algorithm or "norm"
             )
@@ -233,6 +255,9 @@ class Task(LightningModule):
         Raises:
             TrainingError: One did not.
         """
+        if self._frozen_gradients is not None:
+            self._frozen_gradients.detach()
+            self._frozen_gradients = None
         self.adapter.events.finalise()
         unheard = [event for event in self.adapter.events.unheard() if event != "prepare"]
         if unheard and self.global_step > 0:

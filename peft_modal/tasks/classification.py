@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter
 from peft_modal.errors import ConfigError
-from peft_modal.tasks.base import Stage, Task
+from peft_modal.tasks.base import ClipScope, Stage, Task
 
 
 class Classification(Task):
@@ -30,6 +30,7 @@ class Classification(Task):
         warmup_share: Share of the run's steps with a growing learning rate.
         min_lr_share: Share of the learning rate that the cosine ends at.
         clip_norm: Largest gradient norm over the trained tensors, or None.
+        clip_scope: Whose gradients count for that norm; see `Task`.
         label_smoothing: Share of each target that is spread over all classes.
         votes: Views whose logits are averaged for each test sample; the data makes them.
     """
@@ -46,6 +47,7 @@ class Classification(Task):
         warmup_share: float = 0.1,
         min_lr_share: float = 0.002,
         clip_norm: float | None = 10.0,
+        clip_scope: ClipScope = "trainable",
         label_smoothing: float = 0.0,
         votes: int = 1,
     ) -> None:
@@ -58,6 +60,7 @@ class Classification(Task):
             warmup_share=warmup_share,
             min_lr_share=min_lr_share,
             clip_norm=clip_norm,
+            clip_scope=clip_scope,
         )
         if votes < 1:
             raise ConfigError(f"task.votes: {votes} is below 1")

@@ -264,3 +264,27 @@ def test_the_schedule_warms_up_and_follows_a_cosine():
     assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
     assert rates[6] == pytest.approx(0.1 + 0.9 * 0.5)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_the_clipping_norm_counts_frozen_tensors_only_when_asked(tmp_path):
+    """Against the norm of a network whose every tensor has a gradient."""
+    recorder = Recorder()
+    task = make_task(recorder, clip_norm=1e-3, clip_scope="all")
+    before = {name: value.clone() for name, value in task.backbone.network.state_dict().items()}
+    everything = {}
+
+    class Look(pl.Callback):
+        def on_before_optimizer_step(self, trainer, task, optimizer):
+            stand_ins = task._frozen_gradients._stand_ins
+            gradients = [p.grad for p in [*task.named_trained().values(), *stand_ins.parameters()]]
+            everything["norm"] = float(torch.stack([g.norm() for g in gradients if g is not None]).norm())
+            everything["frozen"] = sum(p.numel() for p in stand_ins.parameters())
+
+    fit(task, tmp_path, callbacks=[Look()], limit_train_batches=1)
+
+    norms = {event: norm for (event, _), norm in recorder.norms.items()}
+    assert everything["frozen"] == sum(p.numel() for p in task.backbone.network.parameters())
+    assert everything["norm"] > 1.05 * norms["after_backward"]
+    assert norms["before_step"] == pytest.approx(1e-3 * norms["after_backward"] / everything["norm"], rel=1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in task.backbone.network.state_dict().items())
+    assert not [m for m in task.backbone.network.modules() if set(m.__dict__) & set(m._parameters)]
