@@ -6,6 +6,7 @@ import itertools
 import json
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
@@ -110,6 +111,9 @@ def _train(trainer: Trainer, task: Task, data: LightningDataModule, folder: RunF
     except SystemExit as stop:  # Lightning turns an interruption into an exit
         raise KeyboardInterrupt from stop
     except RuntimeError as error:
+        # Checksums say nothing of the archive's own headers.
+        if checkpoint is not None and "PytorchStreamReader" in str(error):
+            raise FileFormatError(f"'{checkpoint}' is damaged; delete it to start the run again") from error
         if isinstance(error, TrainingError) or "out of memory" not in str(error):
             raise
         raise TrainingError("out of memory; lower data.batch_size, or use trainer.precision=bf16-mixed") from error
@@ -129,7 +133,7 @@ def _checkpoint(path: Path) -> Path | None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise FileFormatError(sentence) from error
     if damaged is not None:
         raise FileFormatError(sentence)

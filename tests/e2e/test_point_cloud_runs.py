@@ -135,6 +135,14 @@ class InterruptInEpoch(Callback):
             raise KeyboardInterrupt
 
 
+class InterruptAfterValidation(Callback):
+    """Ctrl-C when the third epoch's figures are logged and its checkpoint is not yet written."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+
 class InterruptInFirst(Callback):
     """Ctrl-C before the second batch of the run, when there is no checkpoint yet."""
 
@@ -169,7 +177,8 @@ def fit_with(callback, arguments, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("interrupt", "goes_on_at"), [(InterruptAtEpoch, 3), (InterruptInEpoch, 3), (InterruptInFirst, 1)]
+    ("interrupt", "goes_on_at"),
+    [(InterruptAtEpoch, 3), (InterruptInEpoch, 3), (InterruptAfterValidation, 3), (InterruptInFirst, 1)],
 )
 def test_an_interrupted_run_that_goes_on_gives_what_an_uninterrupted_one_gives(
     run, monkeypatch, capsys, interrupt, goes_on_at
@@ -203,13 +212,15 @@ def test_a_loss_that_is_not_finite_keeps_what_was_saved(run, monkeypatch, capsys
     assert measured("stopped") == measured(run)
 
 
-@pytest.mark.parametrize("damage", ["random", "truncated", "flipped"])
+@pytest.mark.parametrize("damage", ["random", "truncated", "flipped", "headers"])
 def test_a_damaged_checkpoint_ends_in_a_sentence(run, capsys, damage):
     checkpoint = run / "checkpoints/last.ckpt"
     whole = checkpoint.read_bytes()
     middle = len(whole) // 2
+    disk = whole.rindex(b"PK\5\6") + 4  # zipfile does not look at it, torch does
     contents = {
         "random": b"garbage!",
+        "headers": whole[:disk] + bytes([whole[disk] ^ 2]) + whole[disk + 1 :],
         "truncated": whole[:middle],
         "flipped": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
     }
