@@ -16,7 +16,7 @@ from peft_modal.compose import Composed
 from peft_modal.errors import FileFormatError, TrainingError
 from peft_modal.files import Header, fingerprint, load_adapter, save_adapter, versions, write_text
 from peft_modal.running.callbacks import Cost
-from peft_modal.running.folder import RunFolder
+from peft_modal.running.folder import RunFolder, refuse_other_settings
 from peft_modal.running.trainer import make_trainer
 from peft_modal.tasks.base import Task
 from peft_modal.tasks.tensors import load_tensors
@@ -35,6 +35,7 @@ def fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
         All figures, as in `metrics.json`.
     """
     started = time.perf_counter()
+    refuse_other_settings(folder, composed)
     seed_everything(composed.seed, workers=True, verbose=False)
     data = composed.nodes["data"].build()
     data.prepare_data()

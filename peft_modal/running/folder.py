@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from peft_modal.compose import Composed, compose
 from peft_modal.errors import ConfigError
 
 
@@ -45,6 +48,32 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Whether the run came to its end."""
         return self.metrics.is_file()
+
+
+def refuse_other_settings(folder: RunFolder, composed: Composed) -> None:
+    """Refuse to go on with a checkpoint of other settings; only the trainer's may change.
+
+    Raises:
+        ConfigError: Names every setting that differs from those the unfinished run was started with.
+    """
+    if not (folder.last_checkpoint.is_file() and folder.config.is_file()):
+        return
+    before = _flat({**compose(folder.config).to_dict(), "trainer": {}})
+    now = _flat({**composed.to_dict(), "trainer": {}})
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if changed:
+        differences = ", ".join(f"{key} (was {before.get(key)!r}, now {now.get(key)!r})" for key in changed[:5])
+        raise ConfigError(
+            f"--out: '{folder.root}' holds an unfinished run with other settings: {differences}; "
+            "choose another folder, or start it anew with --overwrite"
+        )
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:  # noqa: ANN401 — a parsed configuration
+    if not isinstance(tree, Mapping):
+        return {path: tree}
+    parts = [_flat(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def open_folder(out: Path | None, *, config_name: str, overwrite: bool) -> RunFolder:

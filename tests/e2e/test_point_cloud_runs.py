@@ -217,7 +217,7 @@ def test_a_damaged_checkpoint_ends_in_a_sentence(run, capsys, damage):
     checkpoint = run / "checkpoints/last.ckpt"
     whole = checkpoint.read_bytes()
     middle = len(whole) // 2
-    disk = whole.rindex(b"PK\5\6") + 4  # zipfile does not look at it, torch does
+    disk = whole.rindex(b"PK\6\6") + 16  # zipfile does not look at it, torch does
     contents = {
         "random": b"garbage!",
         "headers": whole[:disk] + bytes([whole[disk] ^ 2]) + whole[disk + 1 :],
@@ -385,3 +385,11 @@ SHIPPED = [
 def test_every_shipped_configuration_runs(path):
     assert main(["fit", "--config", path.name, "--trainer.fast_dev_run=true", "--out", "run"]) == 0
     assert Path("run/adapter.safetensors").is_file()
+
+
+def test_an_unfinished_run_does_not_go_on_with_other_settings(run, capsys):
+    (run / "metrics.json").unlink()
+
+    assert main(["fit", *IDPT, "--method.prompt_layer=0", "--out", "run"]) == 2
+    assert "method.prompt_layer (was -1, now 0)" in capsys.readouterr().err
+    assert main(["fit", *IDPT, "--out", "run"]) == 0
