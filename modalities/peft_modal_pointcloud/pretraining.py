@@ -19,6 +19,7 @@ from peft_modal_pointcloud.masked import (
     masked_patches,
     random_mask,
 )
+from peft_modal_pointcloud.sampling import group
 
 
 class MaskedDecoderHead(nn.Module):
@@ -132,8 +133,9 @@ class MaskedAutoencoding(Task):
         else:
             generator = seeded("mask", "evaluation")
         if self.mask == "block":
-            network = self.backbone.network
-            _, centres = network.group_divider(points)  # type: ignore[operator]
+            # The function and not the network's module: its hook publishes into a pass that has not begun.
+            num_group, group_size = int(self.backbone.num_group), int(self.backbone.group_size)  # type: ignore[arg-type]
+            _, centres = group(points, num_group=num_group, group_size=group_size)
             return block_mask(centres, self.mask_ratio, generator=generator)
         num_group = int(self.backbone.num_group)  # type: ignore[arg-type]
         return random_mask(len(points), num_group, self.mask_ratio, generator=generator, device=points.device)

@@ -393,3 +393,13 @@ def test_an_unfinished_run_does_not_go_on_with_other_settings(run, capsys):
     assert main(["fit", *IDPT, "--method.prompt_layer=0", "--out", "run"]) == 2
     assert "method.prompt_layer (was -1, now 0)" in capsys.readouterr().err
     assert main(["fit", *IDPT, "--out", "run"]) == 0
+
+
+def test_block_masks_pre_train_from_the_first_pass_on():
+    sizes = ["--data.per_family=2", "--data.num_points=128", "--data.pool_points=128", "--data.batch_size=16"]
+    arguments = [*TINY_BACKBONE, *sizes, "--head.num_heads=3", "--head.group_size=8", "--trainer.max_epochs=1"]
+
+    code = main(["fit", "--config", "pointcloud_pretrain_nano.yaml", *arguments, "--task.mask=block", "--out", "run"])
+
+    assert code == 0
+    assert "test/loss" in metrics_of("run")
