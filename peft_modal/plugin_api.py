@@ -5,7 +5,7 @@ A plugin's `plugin.py` imports this (through `peft_modal.registry`) and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
@@ -56,6 +56,8 @@ class Plugin:
     data: Mapping[str, Entry] = field(default_factory=dict)
     configs: tuple[str, ...] = ()
     """Packages that hold ready-to-run YAML files."""
+    renderer: str = ""
+    """`package.module:function` that draws one sample of the modality in reports: `peft_modal.report.Renderer`."""
 
     @property
     def namespace(self) -> str:
@@ -124,10 +126,15 @@ def fault_of(plugin: object) -> str:
         return f"it is written for plugin API {plugin.api}, this peft_modal supports {PLUGIN_API}: {advice}"
     if plugin.namespace == CORE:
         return f"the modality name '{CORE}' is reserved"
+    if plugin.renderer and plugin.renderer.count(":") != 1:
+        return f"its renderer '{plugin.renderer}' is not written 'package.module:function'"
+    return next(_entry_faults(plugin), "")
+
+
+def _entry_faults(plugin: Plugin) -> Iterator[str]:
     for noun in NOUNS:
         for name, entry in plugin.entries(noun).items():
             if not name.isidentifier():
-                return f"{noun} name '{name}' is not made of letters, digits and underscores"
+                yield f"{noun} name '{name}' is not made of letters, digits and underscores"
             if not isinstance(entry, Entry) or entry.target.count(":") != 1:
-                return f"{noun} '{name}' is not an Entry with a target 'package.module:Object'"
-    return ""
+                yield f"{noun} '{name}' is not an Entry with a target 'package.module:Object'"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from peft_modal.cli.options import KINDS
+from peft_modal.cli.options import KINDS, Options
 from peft_modal.cli.output import write_json, write_table
 from peft_modal.compose.sources import list_configs
-from peft_modal.registry import CORE, Noun, Registry
+from peft_modal.registry import CORE, Noun, Registry, default_registry
 
 _NOUN_OF: Final[dict[str, Noun]] = {
     "methods": "method",
@@ -33,6 +33,17 @@ class _Row:
     @property
     def cells(self) -> tuple[str, ...]:
         return (self.name, self.modality, self.distribution, self.state, self.summary, self.paper)
+
+
+def list_verb(options: Options) -> int:
+    """`list`, and `list --matrix`, which imports torch."""
+    if options.matrix:
+        from peft_modal.cli.matrix import list_matrix
+
+        list_matrix(default_registry(), as_json=options.json)
+    else:
+        list_installed(default_registry(), kind=options.kind, as_json=options.json)
+    return 0
 
 
 def list_installed(registry: Registry, *, kind: str | None, as_json: bool) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from peft_modal._version import __version__
 from peft_modal.cli.node_help import print_node_help, requested_help
-from peft_modal.cli.options import PROGRAM, VERBS, Options, parse, program_help
+from peft_modal.cli.options import PROGRAM, VERBS, Options, handler_of, parse, program_help
 from peft_modal.cli.output import write
 from peft_modal.errors import ConfigError, PeftModalError, nearest
 from peft_modal.registry import default_registry
@@ -71,29 +72,14 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run(options: Options) -> int:
-    if options.verb == "list":
-        return _list(options)
     if options.print_config:
         from peft_modal.compose import compose
 
         write(compose(*options.config, overrides=options.overrides, registry=default_registry()).to_yaml())
         return 0
-    from peft_modal.cli import run
-
-    verbs = {"fit": run.fit, "validate": run.validate, "test": run.test, "predict": run.predict, "merge": run.merge}
-    return verbs[options.verb](options)
-
-
-def _list(options: Options) -> int:
-    if options.matrix:
-        from peft_modal.cli.matrix import list_matrix
-
-        list_matrix(default_registry(), as_json=options.json)
-        return 0
-    from peft_modal.cli.listing import list_installed
-
-    list_installed(default_registry(), kind=options.kind, as_json=options.json)
-    return 0
+    module, _, function = handler_of(options.verb).partition(":")
+    handler: Callable[[Options], int] = getattr(importlib.import_module(module), function)
+    return handler(options)
 
 
 def _complain(text: str) -> None:

@@ -43,8 +43,12 @@ class Options:
 @dataclass(frozen=True)
 class _Verb:
     summary: str
+    handler: str
+    """`module:function` that takes `Options` and returns the exit code; imported when the verb is used."""
     options: tuple[str, ...]
+    """Keys of `_ARGUMENTS`."""
     overrides: bool = True
+    """Whether keys of the configuration (`--method.rank=4`) may be given."""
     required: tuple[str, ...] = ()
 
 
@@ -52,26 +56,45 @@ _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
     {
         "fit": _Verb(
             "fine-tune: train, validate, test, and write one run folder",
+            "peft_modal.cli.run:fit",
             ("--config", "--out", "--overwrite", "--print_config", "--json"),
         ),
-        "validate": _Verb("measure an adapter on validation data", ("--adapter", "--json"), required=("--adapter",)),
-        "test": _Verb("measure an adapter on test data", ("--adapter", "--json"), required=("--adapter",)),
+        "validate": _Verb(
+            "measure an adapter on validation data",
+            "peft_modal.cli.run:validate",
+            ("--adapter", "--json"),
+            required=("--adapter",),
+        ),
+        "test": _Verb(
+            "measure an adapter on test data",
+            "peft_modal.cli.run:test",
+            ("--adapter", "--json"),
+            required=("--adapter",),
+        ),
         "predict": _Verb(
             "run an adapter on files of your own",
+            "peft_modal.cli.run:predict",
             ("--adapter", "--input", "--out", "--json"),
             required=("--adapter", "--input", "--out"),
         ),
         "merge": _Verb(
             "fold an adapter into plain weights",
+            "peft_modal.cli.run:merge",
             ("--adapter", "--out", "--dtype", "--json"),
             required=("--adapter", "--out"),
         ),
-        "list": _Verb("what is installed: " + ", ".join(KINDS), ("--matrix", "--json"), overrides=False),
+        "list": _Verb(
+            "what is installed: " + ", ".join(KINDS),
+            "peft_modal.cli.listing:list_verb",
+            ("kind", "--matrix", "--json"),
+            overrides=False,
+        ),
     }
 )
 VERBS: Final = tuple(_VERBS)
 
 _ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
+    "kind": {"nargs": "?", "metavar": "KIND", "help": "show only one of: " + ", ".join(KINDS)},
     "--config": {"action": "append", "default": [], "metavar": "NAME",
                  "help": "configuration: a local YAML file, or the name of a shipped one; repeat it to lay "
                          "several over each other"},
@@ -123,6 +146,11 @@ examples:
 """
 
 
+def handler_of(verb: str) -> str:
+    """`module:function` of a verb that `parse` has accepted."""
+    return _VERBS[verb].handler
+
+
 def parse(verb: str, arguments: Sequence[str]) -> Options:
     """Read the arguments after the verb; `--help` prints and leaves by SystemExit.
 
@@ -139,8 +167,6 @@ def parse(verb: str, arguments: Sequence[str]) -> Options:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    if verb == "list":
-        parser.add_argument("kind", nargs="?", metavar="KIND", help="show only one of: " + ", ".join(KINDS))
     for name in spec.options:
         settings: dict[str, Any] = {**_ARGUMENTS[name]}
         if name in spec.required:

@@ -12,6 +12,7 @@ import lightning.pytorch  # noqa: F401 - sets an environment variable on import,
 import pytest
 
 import peft_modal
+from peft_modal.cli import listing
 from peft_modal.cli import main as main_module
 from peft_modal.cli.main import main
 from peft_modal.cli.options import Options, parse
@@ -63,7 +64,8 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
         [(CORE_PLUGIN, "peft-modal"), (PLUGIN, "shapes-dist")],
         broken=[Broken("sounds", "sounds-dist", "sounds.plugin", "ImportError: no luck")],
     )
-    monkeypatch.setattr(main_module, "default_registry", lambda: made)
+    for module in (main_module, listing):
+        monkeypatch.setattr(module, "default_registry", lambda: made)
     return made
 
 
