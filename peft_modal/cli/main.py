@@ -9,8 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from peft_modal._version import __version__
-from peft_modal.cli.node_help import print_node_help, requested_help
-from peft_modal.cli.options import PROGRAM, VERBS, Options, handler_of, parse, program_help
+from peft_modal.cli.options import PROGRAM, VERBS, Options, handler_of, parse, program_help, requested_help
 from peft_modal.cli.output import write
 from peft_modal.errors import ConfigError, PeftModalError, nearest
 from peft_modal.registry import default_registry
@@ -56,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> int:
     wanted = requested_help(arguments)
     if wanted is not None:
+        from peft_modal.cli.node_help import print_node_help
+
         print_node_help(default_registry(), *wanted)
         return 0
     if not arguments or arguments[0] in {"-h", "--help"}:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from peft_modal.cli.listing import list_noun
@@ -13,21 +13,9 @@ from peft_modal.cli.output import write, write_table
 from peft_modal.compose.composed import runtime_args
 from peft_modal.compose.describe import describe_type, show, type_hints
 from peft_modal.compose.plain import plain
-from peft_modal.registry import NOUNS, Noun, Registry
+from peft_modal.registry import Noun, Registry
 
 _COLUMNS: Final = ("argument", "type", "default", "meaning")
-
-
-def requested_help(arguments: Sequence[str]) -> tuple[Noun, str | None] | None:
-    """The noun and the name asked for by `--<noun>.help [NAME]` anywhere among the arguments, None without it."""
-    for index, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        for noun in NOUNS:
-            if option == f"--{noun}.help":
-                following = next(iter(arguments[index + 1 :]), "")
-                name = value if equals else following
-                return noun, None if name.startswith("-") else name or None
-    return None
 
 
 def print_node_help(registry: Registry, noun: Noun, name: str | None) -> None:

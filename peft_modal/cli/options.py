@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 
 from peft_modal.compose.merge import TOP_LEVEL, split_overrides
 from peft_modal.errors import ConfigError, nearest
-from peft_modal.registry import NOUNS
+from peft_modal.registry import NOUNS, Noun
 
 PROGRAM: Final = "peft-modal"
 KINDS: Final = ("modalities", "methods", "heads", "backbones", "tasks", "data", "configs")
@@ -181,6 +181,18 @@ def parse(verb: str, arguments: Sequence[str]) -> Options:
         raise ConfigError(f"{parser.prog}: unknown kind '{found['kind']}'; {nearest(found['kind'], KINDS)}")
     config = tuple(found.pop("config", ()))
     return Options(verb=verb, config=config, overrides=tuple(overrides), **found)
+
+
+def requested_help(arguments: Sequence[str]) -> tuple[Noun, str | None] | None:
+    """The noun and the name asked for by `--<noun>.help [NAME]` anywhere among the arguments, None without it."""
+    for index, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        for noun in NOUNS:
+            if option == f"--{noun}.help":
+                following = next(iter(arguments[index + 1 :]), "")
+                name = value if equals else following
+                return noun, None if name.startswith("-") else name or None
+    return None
 
 
 def _checked(arguments: list[str], spec: _Verb) -> list[str]:

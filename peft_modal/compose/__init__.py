@@ -4,10 +4,16 @@ Precedence: defaults < files in order < command line. Choosing another `name` dr
 no `${...}` interpolation. torch is imported only with the classes that a configuration names.
 """
 
-from peft_modal.compose.composed import Composed, Node
-from peft_modal.compose.composition import compose
-from peft_modal.compose.sources import ConfigFile, find_config, list_configs, read_config
-from peft_modal.compose.trainer import build_trainer_kwargs
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from peft_modal.compose.composed import Composed, Node
+    from peft_modal.compose.composition import compose
+    from peft_modal.compose.sources import ConfigFile, find_config, list_configs, read_config
+    from peft_modal.compose.trainer import build_trainer_kwargs
 
 __all__ = [
     "Composed",
@@ -19,3 +25,25 @@ __all__ = [
     "list_configs",
     "read_config",
 ]
+
+_HOMES = {
+    "Composed": "composed",
+    "ConfigFile": "sources",
+    "Node": "composed",
+    "build_trainer_kwargs": "trainer",
+    "compose": "composition",
+    "find_config": "sources",
+    "list_configs": "sources",
+    "read_config": "sources",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use (PEP 562): `--help` and `list` need few of them.
+
+    Raises:
+        AttributeError: There is no such public name.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module 'peft_modal.compose' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"peft_modal.compose.{_HOMES[name]}"), name)
