@@ -1,0 +1,238 @@
+"""Step time and peak memory of every method over full fine-tuning's, on a ViT-S and on a Point-MAE sized backbone.
+
+For each method a fresh process takes turns: one step of full fine-tuning, one of the method, and so on; the ratio is
+the median over rounds, so that a busy machine slows both. Another fresh process gives the peak memory of the method
+alone. Steps hold forward, loss, backward and AdamW on a batch in memory, in float32. Results are added to a JSON file as
+they come; what is in it is not measured again.
+
+    python benchmarks/step_cost.py --device cpu --threads 1 --rounds 9
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_modal.anatomy import Backbone
+from peft_modal.attach import Adapter
+from peft_modal.files import write_text
+from peft_modal.methods import Method
+from peft_modal.methods.lora import LoRA
+from peft_modal.registry import default_registry
+from peft_modal.testing.matrix import load_entry
+
+ROOT = Path(__file__).parent.parent
+WARMUP = 2
+CLASSES = 100
+ALL_LINEARS = "lora, all linears"
+PEFT = "Hugging Face peft's LoRA, the same"
+FLOOR = "one norm shift (the floor)"
+EXTRA = (ALL_LINEARS, PEFT, FLOOR)
+MODALITIES = {"vit_s": "", "point_mae": "pointcloud"}
+
+
+class OneShift(Method):
+    """Trains the first norm's shift: gradients flow through all frozen weights, and no weight gradient is made."""
+
+    identity_at_init = True
+
+    def build(self, adapter: Adapter) -> None:
+        """One leaf."""
+        site = next(site for site in adapter.backbone.anatomy.sites if site.block == 0 and site.op == "norm")
+        adapter.own_tensor(f"{site.holder}.bias")
+
+
+def vit_s() -> Backbone:
+    """A timm ViT-S/16 at 224 px; the vision plugin's anatomy will stand here once there is one."""
+    sys.path.insert(0, str(ROOT / "tests/support"))
+    from tiny_backbones import TinyViT
+
+    return TinyViT(depth=12, width=384, num_heads=6, img_size=224, patch_size=16, mlp_ratio=4.0)
+
+
+def point_mae() -> Backbone:
+    """The published size: 12 blocks of width 384, 64 patches of 32 points."""
+    from peft_modal_pointcloud.backbone import PointMAEBackbone
+
+    return PointMAEBackbone(weights="random")
+
+
+BACKBONES: Mapping[str, Callable[[], Backbone]] = {"vit_s": vit_s, "point_mae": point_mae}
+BATCH = {"vit_s": 4, "point_mae": 8}
+
+
+def batch_of(name: str) -> dict[str, Tensor]:
+    """Random inputs and labels."""
+    generator = torch.Generator().manual_seed(0)
+    count = BATCH[name]
+    label = torch.randint(0, CLASSES, (count,), generator=generator)
+    if name == "vit_s":
+        return {"image": torch.randn(count, 3, 224, 224, generator=generator), "label": label}
+    return {"points": torch.rand(count, 1024, 3, generator=generator) * 2 - 1, "label": label}
+
+
+def method_names(backbone: str) -> list[str]:
+    """Registered methods that may act on a backbone, and the rows to compare with."""
+    fitting = {"", MODALITIES[backbone]}
+    registered = [entry.name for entry in default_registry().entries("method") if entry.modality in fitting]
+    return [name for name in registered if name not in {"compose", "hf"}] + list(EXTRA)
+
+
+class Step:
+    """One training step of a method on a backbone."""
+
+    def __init__(self, backbone_name: str, method_name: str, device: str) -> None:
+        torch.manual_seed(0)
+        self.device = torch.device(device)
+        self.backbone = BACKBONES[backbone_name]().to(self.device)
+        self.batch = {key: value.to(self.device) for key, value in batch_of(backbone_name).items()}
+        trained, self.adapter = self._attach(backbone_name, method_name)
+        self.backbone.train()
+        self.head = nn.LazyLinear(CLASSES, device=self.device)
+        self.forward()
+        self.optimizer = torch.optim.AdamW([*trained, *self.head.parameters()], lr=1e-4)
+
+    def _attach(self, backbone_name: str, name: str) -> tuple[list[nn.Parameter], Adapter | None]:
+        if name == PEFT:
+            from peft import LoraConfig, inject_adapter_in_model
+
+            linears = {
+                site.holder for site in self.backbone.anatomy.sites if site.block is not None and site.op == "linear"
+            }
+            inject_adapter_in_model(
+                LoraConfig(r=8, lora_alpha=8, target_modules=sorted(linears)), self.backbone.network
+            )
+            return [p for p in self.backbone.network.parameters() if p.requires_grad], None
+        if name == ALL_LINEARS:
+            method: Method = LoRA(rank=8, sites=["attn.q", "attn.k", "attn.v", "attn.out", "mlp"])
+        elif name == FLOOR:
+            method = OneShift()
+        else:
+            registry = default_registry()
+            fitting = {"", MODALITIES[backbone_name]}
+            listed = next(e for e in registry.entries("method") if e.name == name and e.modality in fitting)
+            cls: Any = load_entry(registry, listed)
+            method = cls.example() if hasattr(cls, "example") else cls()
+        adapter = method.attach(self.backbone)
+        return list(adapter.named_trained().values()), adapter
+
+    def forward(self) -> Tensor:
+        """Logits of the batch."""
+        features = self.backbone(self.batch)
+        exported = [tokens.mean(1) for tokens in features.extras.values() if tokens.dim() == 3]
+        pooled = torch.cat([features.tokens[:, 0], features.tokens[:, 1:].amax(1), *exported], dim=1)
+        return self.head(pooled)
+
+    def __call__(self) -> float:
+        """Seconds that the step takes."""
+        started = self._now()
+        self.optimizer.zero_grad()
+        nn.functional.cross_entropy(self.forward(), self.batch["label"]).backward()
+        self.optimizer.step()
+        return self._now() - started
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def pair(backbone: str, method: str, device: str, rounds: int) -> dict[str, float]:
+    """Step times in turns with full fine-tuning's."""
+    base, own = Step(backbone, "full", device), Step(backbone, method, device)
+    times = [(base(), own()) for _ in range(WARMUP + rounds)][WARMUP:]
+    ratios = sorted(b / a for a, b in times)
+    cut = 1 if rounds > 4 else 0
+    return {
+        "step_ms": 1000 * statistics.median(b for _, b in times),
+        "full_ms": 1000 * statistics.median(a for a, _ in times),
+        "ratio": statistics.median(ratios),
+        "ratio_low": ratios[cut],
+        "ratio_high": ratios[-1 - cut],
+        "trained": float(sum(p.numel() for group in own.optimizer.param_groups for p in group["params"])),
+    }
+
+
+def peak(backbone: str, method: str, device: str) -> dict[str, float]:
+    """MiB at most above what the libraries take (CPU), or of the GPU's allocator."""
+    before = _resident()
+    step = Step(backbone, method, device)
+    for _ in range(2):
+        step()
+    if device == "cuda":
+        return {"peak_mb": torch.cuda.max_memory_allocated() / 2**20}
+    return {"peak_mb": _resident() - before}
+
+
+def _resident() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _child(kind: str, *arguments: str) -> dict[str, float] | str:
+    command = [sys.executable, __file__, "--child", kind, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 — this file itself
+    if done.returncode:
+        return done.stderr.strip().splitlines()[-1]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measure what is missing and write after each method."""
+    results: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+    device, rounds, threads = arguments.device, str(arguments.rounds), str(arguments.threads)
+    machine = {
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{platform.machine()} CPU, {threads} thread(s)",
+        "torch": torch.__version__,
+        "batch": BATCH,
+        "rounds": arguments.rounds,
+    }
+    table = results.setdefault(device, {"machine": machine, "backbones": {}})["backbones"]
+    for backbone in BACKBONES:
+        rows = table.setdefault(backbone, {})
+        full_peak = rows.get("full", {}).get("peak_mb")
+        for method in ["full", *(name for name in method_names(backbone) if name != "full")]:
+            if method in rows:
+                continue
+            sys.stderr.write(f"{device} {backbone} {method}\n")
+            row = _child("pair", backbone, method, device, rounds, threads)
+            if isinstance(row, dict):
+                alone = _child("peak", backbone, method, device, rounds, threads)
+                if isinstance(alone, dict):
+                    full_peak = full_peak or alone["peak_mb"]
+                    row |= {**alone, "peak_ratio": alone["peak_mb"] / full_peak}
+            rows[method] = row if isinstance(row, dict) else {"refused": row}
+            write_text(arguments.out, json.dumps(results, indent=1) + "\n")
+
+
+def main() -> None:
+    """Measure everything, or be one of the processes that do."""
+    if sys.argv[1:2] == ["--child"]:
+        kind, backbone, method, device, rounds, threads = sys.argv[2:]
+        torch.set_num_threads(int(threads))
+        figures = pair(backbone, method, device, int(rounds)) if kind == "pair" else peak(backbone, method, device)
+        print(json.dumps(figures))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/step_cost.json")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    measure(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
