@@ -11,6 +11,7 @@ from typing import Any
 
 from peft_modal.compose import Composed, compose
 from peft_modal.errors import ConfigError
+from peft_modal.files import remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class RunFolder:
     """Paths inside a run folder."""
 
     root: Path
+    overwrite: bool = False
+    """Whether what a run has left there is to be deleted when the next one begins."""
 
     @property
     def adapter(self) -> Path:
@@ -45,9 +48,29 @@ class RunFolder:
         return self.checkpoints / "last.ckpt"
 
     @property
+    def best_checkpoint(self) -> Path:
+        """State at the best validation, where `task.keep` asks for it."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run came to its end."""
         return self.metrics.is_file()
+
+    def begin(self) -> None:
+        """Make room for a run; to be called by who holds the folder.
+
+        Raises:
+            ConfigError: It holds a finished run that is not to be overwritten.
+        """
+        if self.is_finished and not self.overwrite:
+            raise ConfigError(f"--out: '{self.root}' holds a finished run; choose another folder, or pass --overwrite")
+        if self.overwrite and self.config.is_file():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for path in (self.metrics, self.adapter, self.config, self.root / "metrics.csv"):
+                path.unlink(missing_ok=True)
+        for folder in (self.root, self.checkpoints):
+            remove_leftovers(folder)
 
 
 def refuse_other_settings(folder: RunFolder, composed: Composed) -> None:
@@ -85,13 +108,9 @@ def open_folder(out: Path | None, *, config_name: str, overwrite: bool) -> RunFo
     if out is None:
         stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
         out = Path("runs") / (Path(config_name).stem or "run") / stamp
-    folder = RunFolder(out)
+    folder = RunFolder(out, overwrite)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: '{out}' is a file; name a folder")
     if folder.is_finished and not overwrite:
         raise ConfigError(f"--out: '{out}' holds a finished run; choose another folder, or pass --overwrite")
-    if overwrite and folder.config.is_file():
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
-        for path in (folder.metrics, folder.adapter, folder.config, folder.root / "metrics.csv"):
-            path.unlink(missing_ok=True)
     return folder
