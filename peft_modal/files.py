@@ -77,9 +77,10 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to, which takes its place when the block ends well.
+    """Replace `path` by what a block writes, or leave it as it is: whatever happens, it is whole.
 
-    Whatever happens, `path` holds the old content or the new one, whole.
+    Yields:
+        A temporary file beside `path`, which takes its place when the block ends well.
 
     Raises:
         WriteError: The disk is full, the place is not writable, and the like.
@@ -96,18 +97,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise unwritable(path, error) from error
+        raise WriteError(unwritable(path, error)) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-def unwritable(path: str | Path, error: Exception) -> WriteError:
+def unwritable(path: str | Path, error: Exception) -> str:
     """The sentence for a file that could not be written; `error` is what the operating system said."""
-    if isinstance(error, WriteError):
-        return error
     reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
-    return WriteError(
+    return (
         f"'{path}' cannot be written: {reason}; make room or name another place and repeat the command, "
         "what was there before is whole"
     )

@@ -38,7 +38,11 @@ Share: TypeAlias = Annotated[float, Range(0, 1)]
 
 
 def ranges_in(hint: object) -> Iterator[Range]:
-    """The limits anywhere inside an annotation."""
+    """The limits anywhere inside an annotation.
+
+    Yields:
+        One after the other, outer ones first.
+    """
     if get_origin(hint) is Annotated:
         yield from (item for item in get_args(hint)[1:] if isinstance(item, Range))
         hint = get_args(hint)[0]

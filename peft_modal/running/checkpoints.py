@@ -19,8 +19,11 @@ from peft_modal.files import replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there; Lightning's moves it in from the temporary folder,
-    which copies where that is another file system, and so can leave half a file."""
+    """Writes a checkpoint beside its place and moves it there.
+
+    Lightning's moves it in from the temporary folder, which copies where that is another file system, and so can leave
+    half a file.
+    """
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -56,15 +59,15 @@ def undamaged(path: Path) -> Path:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        raise damaged_checkpoint(path) from error
+        raise FileFormatError(damaged_checkpoint(path)) from error
     if damaged is not None:
-        raise damaged_checkpoint(path)
+        raise FileFormatError(damaged_checkpoint(path))
     return path
 
 
-def damaged_checkpoint(path: Path) -> FileFormatError:
+def damaged_checkpoint(path: Path) -> str:
     """The sentence for a checkpoint that cannot be read."""
-    return FileFormatError(f"'{path}' is damaged; delete it to start the run again")
+    return f"'{path}' is damaged; delete it to start the run again"
 
 
 def read_tensors_of(path: Path) -> dict[str, Tensor]:
@@ -76,5 +79,5 @@ def read_tensors_of(path: Path) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = TorchCheckpointIO().load_checkpoint(undamaged(path), weights_only=True)["state_dict"]
     except RuntimeError as error:
-        raise damaged_checkpoint(path) from error
+        raise FileFormatError(damaged_checkpoint(path)) from error
     return state

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from peft_modal.errors import ConfigError, DataError, PeftModalError, TrainingError
+from peft_modal.errors import ConfigError, DataError, PeftModalError, TrainingError, WriteError
 from peft_modal.files import unwritable
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
-_DISK = {
+_FILE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR,
     errno.EISDIR, errno.EEXIST,
 }  # fmt: skip
-"""What the operating system says when a place cannot be written to."""
+"""What the operating system says of a place that cannot be used; other errors are bugs."""
 
 
 @contextmanager
@@ -28,54 +28,58 @@ def in_sentences(folder: Path | None = None) -> Iterator[None]:
     Args:
         folder: Where the block writes to.
 
-    Raises:
-        PeftModalError: With one sentence.
+    Yields:
+        Nothing.
     """
     try:
         yield
-    except PeftModalError as error:
-        sentence = _from_worker(error)
-        if sentence is None:
-            raise
-        raise type(error)(sentence) from error
-    except OSError as error:
-        if folder is None or error.errno not in _DISK:
-            raise
-        raise _sentence_for_file(error, folder) from error
-    except MisconfigurationException as error:
-        raise ConfigError(f"trainer: {_first_line(error)}") from error
-    except (RuntimeError, MemoryError) as error:
-        known = _sentence_for(error)
+    except Exception as error:
+        known = _known(error, folder)
         if known is None:
             raise
         raise known from error
 
 
-def _sentence_for_file(error: OSError, folder: Path) -> PeftModalError:
+def _known(error: Exception, folder: Path | None) -> PeftModalError | None:
+    match error:
+        case PeftModalError():
+            return _of_worker(error)
+        case OSError() if error.errno in _FILE_ERRORS:
+            return _of_file(error, folder)
+        case MisconfigurationException():
+            return ConfigError(f"trainer: {_first_line(error)}")
+        case RuntimeError() | MemoryError():
+            return _of_run(error)
+    return None
+
+
+def _of_worker(error: PeftModalError) -> PeftModalError | None:
+    """What a worker process has raised, without its traceback, which torch wraps around it."""
+    text = str(error)
+    if not text.startswith("Caught "):
+        return None
+    return type(error)(text.rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip())
+
+
+def _of_file(error: OSError, folder: Path | None) -> PeftModalError | None:
     path = Path(os.fsdecode(error.filename)) if error.filename else folder
-    if path.absolute().is_relative_to(folder.absolute()):
-        return unwritable(path, error)
+    if path is None:
+        return None
+    if folder is not None and path.absolute().is_relative_to(folder.absolute()):
+        return WriteError(unwritable(path, error))
     return DataError(f"'{path}' cannot be used: {error.strerror}; check that it is there and that you may open it")
 
 
-def _sentence_for(error: RuntimeError | MemoryError) -> TrainingError | None:
+def _of_run(error: RuntimeError | MemoryError) -> PeftModalError | None:
     text = str(error)
     if isinstance(error, MemoryError) or any(phrase in text for phrase in _NO_MEMORY):
         return TrainingError("out of memory; lower data.batch_size, or use trainer.precision=bf16-mixed")
     if "DataLoader worker" in text and ("exited unexpectedly" in text or "is killed by signal" in text):
         return TrainingError(
             f"a process that prepares batches died ({_first_line(error)}); free memory or lower data.num_workers, "
-            "then repeat the command to go on from the last complete epoch"
+            "then repeat the command: an unfinished run goes on from its last complete epoch"
         )
     return None
-
-
-def _from_worker(error: PeftModalError) -> str | None:
-    """The sentence of an error that a worker process has raised; torch wraps the worker's traceback around it."""
-    text = str(error)
-    if not text.startswith("Caught "):
-        return None
-    return text.rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
 from peft_modal.api import Model, build
 from peft_modal.compose import Composed
+from peft_modal.errors import FileFormatError
 from peft_modal.files import Header, fingerprint, load_adapter, save_adapter, versions, write_text
 from peft_modal.running.callbacks import Cost
 from peft_modal.running.checkpoints import damaged_checkpoint, undamaged
@@ -122,7 +123,7 @@ def _train(trainer: Trainer, task: Task, data: LightningDataModule, folder: RunF
     except RuntimeError as error:
         # Checksums say nothing of the archive's own headers.
         if checkpoint is not None and "PytorchStreamReader" in str(error):
-            raise damaged_checkpoint(checkpoint) from error
+            raise FileFormatError(damaged_checkpoint(checkpoint)) from error
         raise
     if trainer.interrupted:
         raise KeyboardInterrupt

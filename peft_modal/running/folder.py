@@ -13,6 +13,9 @@ from peft_modal.compose import Composed, compose
 from peft_modal.errors import ConfigError
 from peft_modal.files import remove_leftovers
 
+_FREE = frozenset({"data.num_workers"})
+"""Settings beside the trainer's that may change while a run is unfinished: no batch depends on them."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -74,7 +77,7 @@ class RunFolder:
 
 
 def refuse_other_settings(folder: RunFolder, composed: Composed) -> None:
-    """Refuse to go on with a checkpoint of other settings; only the trainer's may change.
+    """Refuse to go on with a checkpoint of other settings; only the trainer's and the workers' number may change.
 
     Raises:
         ConfigError: Names every setting that differs from those the unfinished run was started with.
@@ -83,7 +86,7 @@ def refuse_other_settings(folder: RunFolder, composed: Composed) -> None:
         return
     before = _flat({**compose(folder.config).to_dict(), "trainer": {}})
     now = _flat({**composed.to_dict(), "trainer": {}})
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    changed = [key for key in sorted({*before, *now} - _FREE) if before.get(key) != now.get(key)]
     if changed:
         differences = ", ".join(f"{key} (was {before.get(key)!r}, now {now.get(key)!r})" for key in changed[:5])
         raise ConfigError(

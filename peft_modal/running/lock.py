@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from peft_modal.errors import ConfigError
+from peft_modal.errors import ConfigError, WriteError
 from peft_modal.files import unwritable
 
 _NAME = ".lock"
@@ -28,7 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
         ConfigError: Another process holds the folder; the sentence names it.
         WriteError: The folder cannot be made or written to.
     """
-    if rank_zero_only.rank != 0:
+    if getattr(rank_zero_only, "rank", 0):
         yield
         return
     path = folder / _NAME
@@ -36,7 +36,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _acquire(path)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise WriteError(unwritable(path, error)) from error
     try:
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())

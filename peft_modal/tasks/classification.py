@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter
 from peft_modal.data.counts import CountsClasses
-from peft_modal.errors import ConfigError
+from peft_modal.errors import ConfigError, DataError
 from peft_modal.ranges import NonNegativeFloat, PositiveInt, Share
 from peft_modal.tasks.base import Stage, Task
 
@@ -37,6 +37,7 @@ class Classification(Task):
 
     Raises:
         ConfigError: There are not as many class weights as classes.
+        DataError: There are fewer than two classes.
     """
 
     selection: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/accuracy", "max")
@@ -59,6 +60,10 @@ class Classification(Task):
         self.votes = votes
         self.class_weights = class_weights
         count = len(class_names)
+        if count < 2:
+            raise DataError(
+                f"task 'classification' needs two classes or more, and the data has one class: {', '.join(class_names)}"
+            )
         weights = None
         if not isinstance(class_weights, str):
             if len(class_weights) != count or not any(class_weights):
