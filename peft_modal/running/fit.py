@@ -37,12 +37,12 @@ def fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
         All figures, as in `metrics.json`.
     """
     with in_sentences(folder.root), locked(folder.root):
-        folder.begin()
         return _fit(composed, folder)
 
 
 def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     started = time.perf_counter()
+    folder.refuse_finished()  # once more: another process may have finished it meanwhile
     refuse_other_settings(folder, composed)
     seed_everything(composed.seed, workers=True, verbose=False)
     data = composed.nodes["data"].build()
@@ -56,6 +56,8 @@ def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     cost, history, selection = Cost(), History(table), Selection(task, folder.best_checkpoint)
     trainer = make_trainer(composed, folder, callbacks=(cost, history, selection), table=table)
     selection.refuse_without_validation(trainer, data)
+    # Only now: what an older run left is worth more than a configuration that cannot start.
+    folder.make_room()
     write_text(folder.config, composed.to_yaml())
     _prepare(task, data)
     _train(trainer, task, data, folder)

@@ -60,14 +60,17 @@ class RunFolder:
         """Whether the run came to its end."""
         return self.metrics.is_file()
 
-    def begin(self) -> None:
-        """Make room for a run; to be called by who holds the folder.
+    def refuse_finished(self) -> None:
+        """Refuse to run where a run has come to its end.
 
         Raises:
-            ConfigError: It holds a finished run that is not to be overwritten.
+            ConfigError: One has, and it is not to be overwritten.
         """
         if self.is_finished and not self.overwrite:
             raise ConfigError(f"--out: '{self.root}' holds a finished run; choose another folder, or pass --overwrite")
+
+    def make_room(self) -> None:
+        """Delete what is to be overwritten, and what a killed process left; nobody else may be using the folder."""
         if self.overwrite and self.config.is_file():
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             for path in (self.metrics, self.adapter, self.config, self.root / "metrics.csv"):
@@ -82,7 +85,7 @@ def refuse_other_settings(folder: RunFolder, composed: Composed) -> None:
     Raises:
         ConfigError: Names every setting that differs from those the unfinished run was started with.
     """
-    if not (folder.last_checkpoint.is_file() and folder.config.is_file()):
+    if folder.overwrite or not (folder.last_checkpoint.is_file() and folder.config.is_file()):
         return
     before = _flat({**compose(folder.config).to_dict(), "trainer": {}})
     now = _flat({**composed.to_dict(), "trainer": {}})
@@ -114,6 +117,5 @@ def open_folder(out: Path | None, *, config_name: str, overwrite: bool) -> RunFo
     folder = RunFolder(out, overwrite)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: '{out}' is a file; name a folder")
-    if folder.is_finished and not overwrite:
-        raise ConfigError(f"--out: '{out}' holds a finished run; choose another folder, or pass --overwrite")
+    folder.refuse_finished()
     return folder
