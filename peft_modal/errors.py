@@ -53,6 +53,10 @@ class FileFormatError(PeftModalError, ValueError):
     """A file is corrupt, of another format, or of a newer version."""
 
 
+class WriteError(PeftModalError, OSError):
+    """A file cannot be written: the disk is full, the place is not writable, and the like."""
+
+
 class BackboneMismatchError(PeftModalError, ValueError):
     """An adapter was made for another backbone."""
 

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -17,14 +18,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from peft_modal._version import __version__
-from peft_modal.errors import FileFormatError
+from peft_modal.errors import FileFormatError, WriteError
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 _KEY: Final = "peft_modal"
 _TYPES: Final[dict[str, type]] = {
     "config": dict, "fingerprint": str, "class_names": list, "preprocessing": dict, "metrics": dict, "versions": dict,
 }  # fmt: skip
 """Of the header's fields, as JSON holds them."""
+_CHECKSUM: Final = "checksum"
+_CHECKSUM_SINCE: Final = 2
+"""The format version from which every adapter file carries a checksum."""
+_TEMPORARY: Final = ".tmp"
 
 
 @dataclass(frozen=True)
@@ -70,38 +75,75 @@ def versions() -> dict[str, str]:
     }
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
-    """Write a safetensors file with one JSON document, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Replace `path` by what a block writes, or leave it as it is: whatever happens, it is whole.
+
+    Yields:
+        A temporary file beside `path`, which takes its place when the block ends well.
+
+    Raises:
+        WriteError: The disk is full, the place is not writable, and the like.
+    """
+    temporary = None
     try:
-        save_file(plain, temporary, metadata={_KEY: json.dumps(document)})
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut may keep the new name and lose the content
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise WriteError(unwritable(path, error)) from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: str | Path, error: Exception) -> str:
+    """The sentence for a file that could not be written; `error` is what the operating system said."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+    return (
+        f"'{path}' cannot be written: {reason}; make room or name another place and repeat the command, "
+        "what was there before is whole"
+    )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that a killed process left in `folder`; nobody may be writing there."""
+    for path in folder.glob(f".*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+    """Write a safetensors file with one JSON document and a checksum over both, atomically."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    read_back = json.loads(json.dumps(document))  # what a reader will see: lists for tuples, text for keys
+    signed = {**read_back, _CHECKSUM: _checksum(plain, read_back)}
+    with replacing(path) as temporary:
+        save_file(plain, temporary, metadata={_KEY: json.dumps(signed)})
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _checksum(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> str:
+    """Hash over tensors and document; the document's own checksum does not count."""
+    text = json.dumps({key: value for key, value in document.items() if key != _CHECKSUM}, sort_keys=True)
+    return hashlib.sha256(f"{fingerprint(tensors)}|{text}".encode()).hexdigest()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and JSON document of a file that `write_tensors` wrote.
 
     Raises:
-        FileFormatError: The file is missing, corrupt, or not one of ours.
+        FileFormatError: The file is missing, corrupt, does not fit its checksum, or is not one of ours.
     """
     if not path.is_file():
         raise FileFormatError(f"'{path}' does not exist or is no file; a run leaves its adapter as adapter.safetensors")
@@ -119,6 +161,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileFormatError(f"the header of '{path}' is damaged ({error}); copy or train it again") from error
     if not isinstance(document, dict):
         raise FileFormatError(f"the header of '{path}' is damaged: it is no mapping; copy or train it again")
+    if _CHECKSUM in document and document[_CHECKSUM] != _checksum(tensors, document):
+        raise FileFormatError(f"'{path}' is damaged: its content does not fit its checksum; copy or train it again")
     return tensors, document
 
 
@@ -130,11 +174,11 @@ def save_adapter(path: Path, tensors: Mapping[str, Tensor], header: Header) -> N
         tensors: `adapter.*`, `backbone.*` and `head.*`.
         header: Its description.
     """
-    write_tensors(path, tensors, {"kind": "adapter", **asdict(header)})
+    write_tensors(path, tensors, {"kind": "adapter", **asdict(header), "format_version": FORMAT_VERSION})
 
 
 def load_adapter(path: Path) -> tuple[dict[str, Tensor], Header]:
-    """Read an adapter file.
+    """Read an adapter file of this or an older format version; those of version 1 carry no checksum.
 
     Raises:
         FileFormatError: It is corrupt, no adapter file, or from a newer peft_modal.
@@ -154,6 +198,8 @@ def load_adapter(path: Path) -> tuple[dict[str, Tensor], Header]:
             f"'{path}' has format version {version}, this peft_modal ({__version__}) reads up to {FORMAT_VERSION}; "
             f"install {f'peft-modal>={known}' if known else 'a newer peft-modal'}"
         )
+    if document.pop(_CHECKSUM, None) is None and version >= _CHECKSUM_SINCE:
+        raise FileFormatError(f"the header of '{path}' is damaged: its checksum is missing; copy or train it again")
     unknown = sorted(set(document) - {f.name for f in Header.__dataclass_fields__.values()})
     missing = sorted({"config", "fingerprint"} - set(document))
     if unknown or missing:

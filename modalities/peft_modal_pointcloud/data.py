@@ -19,6 +19,7 @@ from peft_modal.data.epochs import Batch, epoch_loader
 from peft_modal.data.folder import FolderIndex, list_files, scan_folder
 from peft_modal.data.seeding import seeded
 from peft_modal.errors import ConfigError, DataError
+from peft_modal.ranges import NonNegativeInt, PositiveInt, Share
 from peft_modal_pointcloud.augment import build_augment, scale_translate
 from peft_modal_pointcloud.batches import (
     CloudSet,
@@ -114,6 +115,17 @@ class PointClouds(LightningDataModule):
             if part not in self._sets:
                 self._sets[part] = self.load(part)
 
+    def class_counts(self) -> list[int]:
+        """Training clouds of each class; see `CountsClasses`.
+
+        Raises:
+            DataError: They have no labels.
+        """
+        labels = self._sets["train"].labels
+        if labels is None:
+            raise DataError(f"{type(self).__name__} has no labels here, so its classes cannot be counted.")
+        return torch.bincount(labels, minlength=self.num_classes).tolist()
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the trainer's current epoch."""
         source = TrainBatches(
@@ -189,17 +201,17 @@ class Solids(PointClouds):
     def __init__(
         self,
         *,
-        batch_size: int = 32,
-        shots: int = 30,
-        val_per_class: int = 10,
-        test_per_class: int = 40,
-        num_points: int = 512,
-        pool_points: int = 768,
-        per_family: int = 300,
+        batch_size: PositiveInt = 32,
+        shots: PositiveInt = 30,
+        val_per_class: PositiveInt = 10,
+        test_per_class: PositiveInt = 40,
+        num_points: PositiveInt = 512,
+        pool_points: PositiveInt = 768,
+        per_family: PositiveInt = 300,
         augment: Sequence[str] = ("rotate",),
         seed: int = 0,
         split: Literal["downstream", "pretrain"] = "downstream",
-        num_workers: int = 0,
+        num_workers: NonNegativeInt = 0,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -280,15 +292,15 @@ class Folder(PointClouds):
         self,
         *,
         root: str | Path,
-        batch_size: int = 32,
-        num_points: int = 1024,
+        batch_size: PositiveInt = 32,
+        num_points: PositiveInt = 1024,
         normalize: Normalize = "unit",
         augment: Sequence[str] = ("scale_translate",),
-        val_share: float = 0.1,
-        test_share: float = 0.2,
+        val_share: Share = 0.1,
+        test_share: Share = 0.2,
         vote_pool: bool = False,
         seed: int = 0,
-        num_workers: int = 0,
+        num_workers: NonNegativeInt = 0,
     ) -> None:
         super().__init__(
             batch_size=batch_size,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from peft_modal.anatomy import Backbone, Features, FeatureSpec
 from peft_modal.attach import Adapter
 from peft_modal.data.seeding import seeded
-from peft_modal.tasks.base import ClipScope, Output, Stage, Task
+from peft_modal.ranges import NonNegativeFloat, PositiveFloat, Share
+from peft_modal.tasks.base import Output, Stage, Task
 from peft_modal_pointcloud.masked import (
     MaskedDecoder,
     block_mask,
@@ -66,15 +67,14 @@ class MaskedAutoencoding(Task):
         head: Supplied by the program.
         class_names: Not used; supplied by the program.
         lr: Learning rate of AdamW.
-        weight_decay: Decay of tensors with two and more axes.
-        warmup_share: Share of the run's steps with a growing learning rate.
+        warmup_share: Share of the run's steps with a linearly growing learning rate.
         min_lr_share: Share of the learning rate that the cosine ends at.
         clip_norm: Largest gradient norm, or None as published.
-        clip_scope: Whose gradients count for that norm; see `Task`.
         mask_ratio: Share of the patches that is hidden.
         mask: `random` patches, or a `block`: those nearest to a random centre.
         loss: `cdl2`, or `cdl1` with square roots, halved.
         loss_scale: Factor of the loss; usually logged times 1000.
+        options: Other arguments of `Task`.
     """
 
     def __init__(
@@ -84,16 +84,15 @@ class MaskedAutoencoding(Task):
         head: nn.Module,
         class_names: tuple[str, ...],
         *,
-        lr: float = 1e-3,
-        weight_decay: float = 0.05,
-        warmup_share: float = 0.03,
-        min_lr_share: float = 0.001,
-        clip_norm: float | None = None,
-        clip_scope: ClipScope = "trainable",
-        mask_ratio: float = 0.6,
+        lr: NonNegativeFloat = 1e-3,
+        warmup_share: Share = 0.03,
+        min_lr_share: Share = 0.001,
+        clip_norm: PositiveFloat | None = None,
+        mask_ratio: Share = 0.6,
         mask: Literal["random", "block"] = "random",
         loss: Literal["cdl2", "cdl1"] = "cdl2",
-        loss_scale: float = 1.0,
+        loss_scale: PositiveFloat = 1.0,
+        **options: Any,  # noqa: ANN401 — typed by `Task`
     ) -> None:
         del class_names
         super().__init__(
@@ -101,11 +100,10 @@ class MaskedAutoencoding(Task):
             adapter,
             head,
             lr=lr,
-            weight_decay=weight_decay,
             warmup_share=warmup_share,
             min_lr_share=min_lr_share,
             clip_norm=clip_norm,
-            clip_scope=clip_scope,
+            **options,
         )
         self.mask_ratio = mask_ratio
         self.mask: Literal["random", "block"] = mask

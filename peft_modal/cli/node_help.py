@@ -11,7 +11,7 @@ from typing import Final
 from peft_modal.cli.listing import list_noun
 from peft_modal.cli.output import write, write_table
 from peft_modal.compose.composed import runtime_args
-from peft_modal.compose.describe import describe_type, show, type_hints
+from peft_modal.compose.describe import describe_type, parameters_of, show, type_hints
 from peft_modal.compose.plain import plain
 from peft_modal.registry import Noun, Registry
 
@@ -40,7 +40,7 @@ def _argument_rows(cls: type) -> list[tuple[str, str, str, str]]:
     hints = type_hints(cls)
     skipped = runtime_args(cls)
     rows = []
-    for name, parameter in inspect.signature(cls).parameters.items():
+    for name, parameter in parameters_of(cls).items():
         if name not in skipped and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
             default = _default(cls, parameter)
             rows.append((name, describe_type(hints[name]), default, " ".join(documented.get(name, "").split())))
@@ -63,15 +63,20 @@ def _default(cls: type, parameter: inspect.Parameter) -> str:
 
 
 def _argument_docs(cls: type) -> Mapping[str, str]:
-    """Texts from the class's and the constructor's `Args:`, and from the strings under attributes."""
+    """Texts from the `Args:` of the class, its constructor and its bases, and from the strings under attributes."""
     import docstring_parser
 
-    constructor = vars(cls).get("__init__")
-    sources = [docstring_parser.parse(doc) for doc in (cls.__doc__, constructor and constructor.__doc__) if doc]
+    texts = [text for base in cls.__mro__[:-1] for text in (base.__doc__, _constructor_doc(base)) if text]
+    sources = [docstring_parser.parse(text) for text in texts]
     # A class whose source is not there has no texts under its attributes.
     with contextlib.suppress(OSError, TypeError):
         sources.append(docstring_parser.parse_from_object(cls))
     return {p.arg_name: p.description or "" for source in reversed(sources) for p in source.params}
+
+
+def _constructor_doc(cls: type) -> str | None:
+    constructor = vars(cls).get("__init__")
+    return constructor.__doc__ if constructor is not None else None
 
 
 def _description(text: str) -> str:

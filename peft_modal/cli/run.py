@@ -16,6 +16,7 @@ from peft_modal.cli.output import write, write_json
 from peft_modal.compose import compose
 from peft_modal.errors import ConfigError, DataError
 from peft_modal.files import write_tensors, write_text
+from peft_modal.running.faults import in_sentences
 from peft_modal.running.fit import describe, evaluate
 from peft_modal.running.fit import fit as run_fit
 from peft_modal.running.folder import open_folder
@@ -65,8 +66,9 @@ def predict(options: Options) -> int:
         raise ConfigError(f"task '{model.composed.nodes['task'].name}' makes no predictions that could be written")
     paths, batches = data.predict_items(options.input)
     rows: list[dict[str, Any]] = []
-    for batch in batches:
-        rows += task.predictions(model(batch))
+    with in_sentences():
+        for batch in batches:
+            rows += task.predictions(model(batch))
     rows = [{"path": str(path), **row} for path, row in zip(paths, rows, strict=True)]
     write_text(options.out / "predictions.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     write_text(options.out / "predictions.csv", _csv(rows))
@@ -99,13 +101,15 @@ def merge(options: Options) -> int:
 def _measure(options: Options, stage: str) -> int:
     model = _load(options)
     data = model.composed.nodes["data"].build()
-    data.prepare_data()
-    data.setup("validate" if stage == "val" else "test")
+    with in_sentences():
+        data.prepare_data()
+        data.setup("validate" if stage == "val" else "test")
     if tuple(data.class_names) != model.class_names:
         raise DataError(
             f"the adapter knows the classes {', '.join(model.class_names)}; the data has {', '.join(data.class_names)}"
         )
-    figures = evaluate(model, stage, data=data)
+    with in_sentences():
+        figures = evaluate(model, stage, data=data)
     if options.json:
         write_json(figures)
     else:

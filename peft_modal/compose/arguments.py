@@ -16,9 +16,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from peft_modal.compose.describe import accepts, choices, describe_type, show, type_hints
+from peft_modal.compose.describe import accepts, choices, describe_type, parameters_of, show, type_hints
 from peft_modal.compose.plain import plain
 from peft_modal.errors import ConfigError, nearest
+from peft_modal.ranges import outside
 from peft_modal.registry import Registry
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class ArgumentChecker:
             key: self._expand(value, hints.get(key), f"{path}.{key}") for key, value in values.items() if key in names
         }
         self._check_nulls(cls, values, hints=hints, path=path)
+        self._check_ranges(expanded, hints=hints, path=path)
         if len(self.problems) == before:
             parsed = self._parse(parser, expanded)
             if parsed is not None:
@@ -150,7 +152,7 @@ class ArgumentChecker:
                 self.add(f"{path}.{key}", f"the program supplies this argument of {owner}; remove it.")
             elif key not in names:
                 self.add(f"{path}.{key}", f"{owner} has no such argument; {nearest(str(key), names)}")
-        parameters = inspect.signature(cls).parameters
+        parameters = parameters_of(cls)
         for key in names:
             parameter = parameters.get(key)
             if parameter is not None and parameter.default is parameter.empty and key not in values:
@@ -171,12 +173,17 @@ class ArgumentChecker:
 
     def _check_nulls(self, cls: type, values: Mapping[str, Any], *, hints: Mapping[str, Any], path: str) -> None:
         """Refuse null for a type without it; jsonargparse takes it for "not given" and lets it pass."""
-        parameters = inspect.signature(cls).parameters
+        parameters = parameters_of(cls)
         for key, value in values.items():
             if value is None and key in parameters and parameters[key].default is not None:
                 hint = hints[key]
                 if not isinstance(hint, str) and not any(accepts(hint, kind) for kind in _ACCEPTS_NULL):
                     self.add(f"{path}.{key}", _wrong_type(None, hint))
+
+    def _check_ranges(self, values: Mapping[str, Any], *, hints: Mapping[str, Any], path: str) -> None:
+        for key, value in values.items():
+            if key in hints and outside(value, hints[key]) is not None:
+                self.add(f"{path}.{key}", f"expected {describe_type(hints[key])}, got {show(value)}.")
 
     @staticmethod
     def _parse(parser: ArgumentParser, values: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -3,29 +3,57 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import inspect
 import types
 import typing
+from collections.abc import Callable
 from enum import Enum
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from peft_modal.ranges import Range
+
+
+def parameters_of(cls: type) -> dict[str, inspect.Parameter]:
+    """Parameters of the constructor by name; where it hands `**options` on to its base's, those of the base follow."""
+    found: dict[str, inspect.Parameter] = {}
+    for constructor in _constructors(cls):
+        own = list(inspect.signature(constructor).parameters.values())[1:] if found else None
+        for parameter in inspect.signature(cls).parameters.values() if own is None else own:
+            found.setdefault(parameter.name, parameter)
+    return found
+
 
 def type_hints(cls: type) -> dict[str, Any]:
-    """Annotations of the constructor of `cls`, resolved where they can be."""
-    raw = {name: parameter.annotation for name, parameter in inspect.signature(cls).parameters.items()}
-    try:
-        resolved = typing.get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
-    except (NameError, TypeError):
+    """Annotations of `parameters_of`, resolved where they can be."""
+    resolved: dict[str, Any] = {}
+    for constructor in reversed(_constructors(cls)):
         # Names imported for type checkers only: the text of the annotation still tells the reader enough.
-        resolved = {}
-    return {name: resolved.get(name, annotation) for name, annotation in raw.items()}
+        with contextlib.suppress(NameError, TypeError):
+            resolved.update(typing.get_type_hints(constructor, include_extras=True))
+    return {name: resolved.get(name, parameter.annotation) for name, parameter in parameters_of(cls).items()}
+
+
+def _constructors(cls: type) -> list[Callable[..., None]]:
+    """The constructor of `cls`, and those of its bases as far as each hands `**options` on to the next."""
+    found: list[Callable[..., None]] = []
+    for base in cls.__mro__:
+        constructor = vars(base).get("__init__")
+        if constructor is None or base is object:
+            continue
+        found.append(constructor)
+        kinds = {parameter.kind for parameter in inspect.signature(constructor).parameters.values()}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+    return found or [cls.__init__]  # type: ignore[misc]
 
 
 def describe_type(hint: object) -> str:
     """`int | None` as "int or null", `Literal["a", "b"]` as "one of 'a', 'b'"."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        hint, origin, arguments = arguments[0], get_origin(arguments[0]), get_args(arguments[0])
+        limits = [str(item) for item in arguments[1:] if isinstance(item, Range)]
+        return " ".join([describe_type(arguments[0]), *limits])
     if origin in {Union, types.UnionType}:
         constants = [value for option in arguments if get_origin(option) is Literal for value in get_args(option)]
         others = [option for option in arguments if get_origin(option) is not Literal]

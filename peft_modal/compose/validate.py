@@ -14,6 +14,8 @@ from peft_modal.compose.trainer import check_trainer
 from peft_modal.errors import ConfigError, PeftModalError, nearest
 from peft_modal.registry import NOUNS, Noun, Registry, Resolved
 
+_CHEAP: Final[tuple[Noun, ...]] = ("method", "data")
+"""Nouns whose constructors only look at their arguments."""
 _SEED_LIMIT: Final = 2**32
 """numpy takes no larger seed."""
 
@@ -118,8 +120,8 @@ class _Nodes:
                 skip=runtime_args(cls) | children.keys(),
             )
             node = Node(noun, self._shown(resolved), resolved.modality, cls, kwargs, children)
-            if noun == "method" and len(self.checker.problems) == before:
-                node.build()  # a method holds no tensors, so its own checks cost nothing and are reported with the rest
+            if noun in _CHEAP and len(self.checker.problems) == before:
+                node.build()  # its own checks are reported with the rest
         except PeftModalError as error:
             self._add_error(path, error)
             return None

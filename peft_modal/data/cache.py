@@ -6,13 +6,15 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from peft_modal.errors import WriteError
+from peft_modal.files import replacing
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,18 +50,8 @@ def cached_tensors(name: str, key: Mapping[str, object], make: Callable[[], dict
             _LOG.warning("cache file '%s' cannot be read (%s): it is made again", path, error)
     tensors = make()
     try:
-        _write(path, tensors, {"key": text})
-    except OSError as error:
-        _LOG.warning("cache file '%s' cannot be written (%s): it will be made again next time", path, error)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"key": text})
+    except WriteError as error:
+        _LOG.warning("%s: the tensors are made again next time", error)
     return tensors
-
-
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

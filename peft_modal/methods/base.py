@@ -62,6 +62,10 @@ class Method(ABC):
             adapter.detach()
             if isinstance(error, AttachError | SelectionError):
                 raise type(error)(f"method '{self.describe()}' cannot be attached: {error}") from error
+            if isinstance(error, MemoryError | RuntimeError) and "allocate memory" in str(error):
+                raise AttachError(
+                    f"method '{self.describe()}' needs more memory than there is; lower its sizes"
+                ) from error
             raise
         forget_compiled()
         adapter.train(backbone.training)

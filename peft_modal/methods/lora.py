@@ -8,7 +8,7 @@ from typing import Any
 from peft_modal.anatomy import Selector
 from peft_modal.attach import Adapter, LowRankUpdate
 from peft_modal.attach.updates import LowRankInit
-from peft_modal.errors import ConfigError
+from peft_modal.errors import AttachError, ConfigError
 from peft_modal.methods.base import Method
 
 
@@ -59,7 +59,14 @@ class LoRA(Method):
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
     def build(self, adapter: Adapter) -> None:
-        """One update per selected site."""
+        """One update per selected site.
+
+        Raises:
+            AttachError: The rank is above both sides of a weight.
+        """
         for site in adapter.backbone.anatomy.select(self.sites, needs=("call", "weight")):
+            largest = max(site.shape[0], math.prod(site.shape[1:]))
+            if self.rank > largest:
+                raise AttachError(f"method.rank: {self.rank} is above {largest}, the larger side of '{site.name}'")
             update = LowRankUpdate(site.shape, rank=self.rank, scale=self.scale, dropout=self.dropout, init=self.init)
             adapter.low_rank(site, update)

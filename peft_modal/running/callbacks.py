@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import resource
 import statistics
 import sys
 import time
-from pathlib import Path
+from collections import deque
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
 from typing_extensions import override
 
 from peft_modal.data.seeding import seeded
@@ -38,48 +36,22 @@ class StepSeeding(Callback):
         torch.manual_seed(seeded("step", self.seed, trainer.current_epoch, batch_idx).initial_seed())
 
 
-class History(Callback):
-    """Keeps what a CSV logger wrote before an interruption: Lightning's deletes the file it finds.
-
-    Rows of steps after the checkpoint are left out, since a resumed run makes them again.
-
-    Args:
-        logger: The logger, before anything was logged.
-        path: The file it writes.
-    """
-
-    def __init__(self, logger: CSVLogger, path: Path) -> None:
-        self._logger = logger
-        self._rows: list[dict[str, str]] = []
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                self._rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the rows again; the trainer knows by now which step it goes on from."""
-        del pl_module
-        kept = [row for row in self._rows if int(row["step"]) < trainer.global_step]
-        for row in kept:
-            figures: dict[str, torch.Tensor | float] = {
-                name: _number(text) for name, text in row.items() if text and name != "step"
-            }
-            self._logger.log_metrics(figures, int(row["step"]))
-        if kept:
-            self._logger.save()
-        self._rows = []
-
-
-def _number(text: str) -> float:
-    return int(text) if text.isdigit() else float(text)
-
-
 class Cost(Callback):
-    """Measures the time of a training step (data, forward, backward, optimiser)."""
+    """Measures the time of the last thousand training steps (data, forward, backward, optimiser)."""
 
     def __init__(self) -> None:
         self._last: float | None = None
-        self._steps: list[float] = []
+        self._steps: deque[float] = deque(maxlen=1000)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to report the time of all its steps."""
+        return {"steps": list(self._steps)}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        self._steps.extend(state_dict["steps"])
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

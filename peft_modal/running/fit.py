@@ -5,18 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import time
-import zipfile
-import zlib
-from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
 from peft_modal.api import Model, build
 from peft_modal.compose import Composed
-from peft_modal.errors import FileFormatError, TrainingError
+from peft_modal.errors import FileFormatError
 from peft_modal.files import Header, fingerprint, load_adapter, save_adapter, versions, write_text
 from peft_modal.running.callbacks import Cost
+from peft_modal.running.checkpoints import damaged_checkpoint, undamaged
+from peft_modal.running.faults import in_sentences
 from peft_modal.running.folder import RunFolder, refuse_other_settings
+from peft_modal.running.history import History, Table
+from peft_modal.running.lock import locked
+from peft_modal.running.selection import Selection
 from peft_modal.running.trainer import make_trainer
 from peft_modal.tasks.base import Task
 from peft_modal.tasks.tensors import load_tensors
@@ -34,7 +36,13 @@ def fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     Returns:
         All figures, as in `metrics.json`.
     """
+    with in_sentences(folder.root), locked(folder.root):
+        return _fit(composed, folder)
+
+
+def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     started = time.perf_counter()
+    folder.refuse_finished()  # once more: another process may have finished it meanwhile
     refuse_other_settings(folder, composed)
     seed_everything(composed.seed, workers=True, verbose=False)
     data = composed.nodes["data"].build()
@@ -43,14 +51,17 @@ def fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     model = build(composed, data.class_names)
     mark = fingerprint(model.backbone.network.state_dict())
     task = model.task()
-    folder.root.mkdir(parents=True, exist_ok=True)
+    task.before_fit(data)
+    table = Table(folder.root / "metrics.csv")
+    cost, history, selection = Cost(), History(table), Selection(task, folder.best_checkpoint)
+    trainer = make_trainer(composed, folder, callbacks=(cost, history, selection), table=table)
+    selection.refuse_without_validation(trainer, data)
+    # Only now: what an older run left is worth more than a configuration that cannot start.
+    folder.make_room()
     write_text(folder.config, composed.to_yaml())
     _prepare(task, data)
-    cost = Cost()
-    trainer = make_trainer(composed, folder, cost=cost)
     _train(trainer, task, data, folder)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    figures = {**metrics, **cost.figures(), **counts(model)}
+    figures = {**history.figures, **selection.figures(), **cost.figures(), **counts(model)}
     header = Header(
         config=composed.to_dict(),
         fingerprint=mark,
@@ -104,7 +115,7 @@ def _prepare(task: Task, data: LightningDataModule) -> None:
 
 
 def _train(trainer: Trainer, task: Task, data: LightningDataModule, folder: RunFolder) -> None:
-    checkpoint = _checkpoint(folder.last_checkpoint)
+    checkpoint = undamaged(folder.last_checkpoint) if folder.last_checkpoint.is_file() else None
     # Lightning keeps the modes it finds; the frozen backbone ignores this unless its mode is `reference`.
     task.train()
     try:
@@ -114,31 +125,10 @@ def _train(trainer: Trainer, task: Task, data: LightningDataModule, folder: RunF
     except RuntimeError as error:
         # Checksums say nothing of the archive's own headers.
         if checkpoint is not None and "PytorchStreamReader" in str(error):
-            raise FileFormatError(f"'{checkpoint}' is damaged; delete it to start the run again") from error
-        if isinstance(error, TrainingError) or "out of memory" not in str(error):
-            raise
-        raise TrainingError("out of memory; lower data.batch_size, or use trainer.precision=bf16-mixed") from error
+            raise FileFormatError(damaged_checkpoint(checkpoint)) from error
+        raise
     if trainer.interrupted:
         raise KeyboardInterrupt
-
-
-def _checkpoint(path: Path) -> Path | None:
-    """The checkpoint to go on from, if there is one, after its checksums were looked at.
-
-    Raises:
-        FileFormatError: It is damaged.
-    """
-    if not path.is_file():
-        return None
-    sentence = f"'{path}' is damaged; delete it to start the run again"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        raise FileFormatError(sentence) from error
-    if damaged is not None:
-        raise FileFormatError(sentence)
-    return path
 
 
 def _save(folder: RunFolder, task: Task, header: Header) -> None:
@@ -153,6 +143,13 @@ def describe(folder: RunFolder, figures: dict[str, float]) -> list[tuple[str, st
     lines += [(name, f"{figures[name]:.4g}") for name in ("test/loss", "val/loss") if name in figures][
         : 0 if lines else 1
     ]
+    if "best/epoch" in figures:
+        (value,) = (key for key in figures if key.startswith("best/") and key != "best/epoch")
+        lines.append(
+            ("best", f"{value.removeprefix('best/')} {figures[value]:.4g} in epoch {figures['best/epoch'] + 1:.0f}")
+        )
+    if "stopped/epoch" in figures:
+        lines.append(("stopped early", f"after epoch {figures['stopped/epoch'] + 1:.0f}: no better validation since"))
     trained = figures["params/adapter"] + figures["params/backbone_trained"] + figures["params/head"]
     lines.append(
         (

@@ -11,6 +11,10 @@ from typing import Any
 
 from peft_modal.compose import Composed, compose
 from peft_modal.errors import ConfigError
+from peft_modal.files import remove_leftovers
+
+_FREE = frozenset({"data.num_workers"})
+"""Settings beside the trainer's that may change while a run is unfinished: no batch depends on them."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,8 @@ class RunFolder:
     """Paths inside a run folder."""
 
     root: Path
+    overwrite: bool = False
+    """Whether what a run has left there is to be deleted when the next one begins."""
 
     @property
     def adapter(self) -> Path:
@@ -45,22 +51,45 @@ class RunFolder:
         return self.checkpoints / "last.ckpt"
 
     @property
+    def best_checkpoint(self) -> Path:
+        """State at the best validation, where `task.keep` asks for it."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run came to its end."""
         return self.metrics.is_file()
 
+    def refuse_finished(self) -> None:
+        """Refuse to run where a run has come to its end.
+
+        Raises:
+            ConfigError: One has, and it is not to be overwritten.
+        """
+        if self.is_finished and not self.overwrite:
+            raise ConfigError(f"--out: '{self.root}' holds a finished run; choose another folder, or pass --overwrite")
+
+    def make_room(self) -> None:
+        """Delete what is to be overwritten, and what a killed process left; nobody else may be using the folder."""
+        if self.overwrite and self.config.is_file():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for path in (self.metrics, self.adapter, self.config, self.root / "metrics.csv"):
+                path.unlink(missing_ok=True)
+        for folder in (self.root, self.checkpoints):
+            remove_leftovers(folder)
+
 
 def refuse_other_settings(folder: RunFolder, composed: Composed) -> None:
-    """Refuse to go on with a checkpoint of other settings; only the trainer's may change.
+    """Refuse to go on with a checkpoint of other settings; only the trainer's and the workers' number may change.
 
     Raises:
         ConfigError: Names every setting that differs from those the unfinished run was started with.
     """
-    if not (folder.last_checkpoint.is_file() and folder.config.is_file()):
+    if folder.overwrite or not (folder.last_checkpoint.is_file() and folder.config.is_file()):
         return
     before = _flat({**compose(folder.config).to_dict(), "trainer": {}})
     now = _flat({**composed.to_dict(), "trainer": {}})
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    changed = [key for key in sorted({*before, *now} - _FREE) if before.get(key) != now.get(key)]
     if changed:
         differences = ", ".join(f"{key} (was {before.get(key)!r}, now {now.get(key)!r})" for key in changed[:5])
         raise ConfigError(
@@ -85,13 +114,8 @@ def open_folder(out: Path | None, *, config_name: str, overwrite: bool) -> RunFo
     if out is None:
         stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
         out = Path("runs") / (Path(config_name).stem or "run") / stamp
-    folder = RunFolder(out)
+    folder = RunFolder(out, overwrite)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: '{out}' is a file; name a folder")
-    if folder.is_finished and not overwrite:
-        raise ConfigError(f"--out: '{out}' holds a finished run; choose another folder, or pass --overwrite")
-    if overwrite and folder.config.is_file():
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
-        for path in (folder.metrics, folder.adapter, folder.config, folder.root / "metrics.csv"):
-            path.unlink(missing_ok=True)
+    folder.refuse_finished()
     return folder

@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.plugins.io import CheckpointIO
 
 from peft_modal.compose import Composed, build_trainer_kwargs
-from peft_modal.running.callbacks import Cost, EpochLines, History, StepSeeding
+from peft_modal.errors import ConfigError
+from peft_modal.running.callbacks import EpochLines, StepSeeding
+from peft_modal.running.checkpoints import AtomicCheckpointIO, keep_last
 from peft_modal.running.folder import RunFolder
+from peft_modal.running.history import Table
 
 _QUIET = (
     # The frozen backbone is meant to be in eval mode: https://github.com/Lightning-AI/pytorch-lightning/issues/20105
@@ -25,49 +30,64 @@ _QUIET = (
     r".*smaller than the logging interval.*",
     # A resumed run finds its own folder: https://github.com/Lightning-AI/pytorch-lightning/issues/17850
     r".*Checkpoint directory .* exists and is not empty.*",
-    r".*Experiment logs directory .* exists and is not empty.*",
     # The schedule's state is restored before the optimiser has stepped: https://github.com/pytorch/pytorch/issues/119168
     r".*`lr_scheduler.step\(\)` before `optimizer.step\(\)`.*",
 )
 
 
-def make_trainer(composed: Composed, folder: RunFolder | None, *, cost: Cost | None = None) -> Trainer:
-    """The trainer of a run; without a folder it writes nothing."""
+def make_trainer(
+    composed: Composed, folder: RunFolder | None, *, callbacks: Sequence[Callback] = (), table: Table | None = None
+) -> Trainer:
+    """The trainer of a run; without a folder it writes nothing.
+
+    Args:
+        composed: The configuration.
+        folder: Where to write.
+        callbacks: What the run adds to the configuration's own.
+        table: Where figures over time go.
+
+    Raises:
+        ConfigError: The trainer cannot be made, for instance because there is no such device.
+    """
     quieten()
     arguments: dict[str, Any] = build_trainer_kwargs(composed.trainer)
-    callbacks = list(arguments.get("callbacks") or [])
+    own = list(arguments.get("callbacks") or [])
     # The trainer's own defaults would write into the working directory.
     arguments["enable_model_summary"] = False
     arguments["num_sanity_val_steps"] = 0
     if sys.stderr.isatty() and arguments.get("enable_progress_bar") is not False:
-        callbacks.append(RichProgressBar())
+        own.append(RichProgressBar())
     else:
         arguments["enable_progress_bar"] = False
-        callbacks.append(EpochLines())
-    callbacks += [StepSeeding(composed.seed), *([cost] if cost is not None else [])]
+        own.append(EpochLines())
+    own += [StepSeeding(composed.seed), *callbacks]
     if folder is None:
         arguments.update(logger=False, enable_checkpointing=False)
     else:
         arguments["default_root_dir"] = str(folder.root)
         arguments["enable_checkpointing"] = True
-        if arguments.get("logger") in {None, True}:
-            arguments["logger"] = []
-        elif arguments["logger"] is False or not isinstance(arguments["logger"], list):
-            arguments["logger"] = [arguments["logger"]] if arguments["logger"] else []
-        table = CSVLogger(str(folder.root), name="", version="")
-        arguments["logger"] = [table, *arguments["logger"]]
-        callbacks.append(History(table, folder.root / "metrics.csv"))
-        callbacks.append(
-            ModelCheckpoint(
-                dirpath=folder.checkpoints,
-                filename="last",
-                save_top_k=1,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            )
-        )
-    arguments["callbacks"] = callbacks
-    return Trainer(**arguments)
+        arguments["logger"] = [*([table] if table is not None else []), *_loggers(arguments.get("logger"))]
+        own.append(keep_last(folder.checkpoints))
+        plugins = _as_list(arguments.get("plugins"))
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(AtomicCheckpointIO())
+        arguments["plugins"] = plugins
+    arguments["callbacks"] = own
+    try:
+        return Trainer(**arguments)
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        # Which of them Lightning raises depends on the argument.
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _loggers(value: Any) -> list[Any]:  # noqa: ANN401 — what the configuration holds
+    return [] if value is None or isinstance(value, bool) else _as_list(value)
+
+
+def _as_list(value: Any) -> list[Any]:  # noqa: ANN401 — what the configuration holds
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def quieten() -> None:

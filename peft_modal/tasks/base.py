@@ -7,19 +7,21 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
 from peft_modal.anatomy import Backbone, Features
 from peft_modal.attach import Adapter, Run
 from peft_modal.data.seeding import seeded
 from peft_modal.errors import ConfigError, TrainingError
+from peft_modal.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from peft_modal.tasks.clipping import FrozenGradients
 from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups
 from peft_modal.tasks.tensors import load_tensors, tensors_of
 
 Stage = Literal["train", "val", "test"]
 ClipScope = Literal["trainable", "all"]
+Keep = Literal["last", "best"]
 Output: TypeAlias = Any
 """What a task's forward gives: logits, rebuilt points, boxes."""
 
@@ -27,7 +29,8 @@ Output: TypeAlias = Any
 class Task(LightningModule):
     """Backbone, adapter, head, losses and metrics as one Lightning module.
 
-    A subclass gives `losses` and `update_metrics`. Only adapter and head train; a checkpoint holds nothing else.
+    A subclass gives `losses` and `update_metrics`; its constructor names what it adds and hands the rest on as
+    `**options`. Only adapter and head train; a checkpoint holds nothing else.
 
     Args:
         backbone: Frozen network with its anatomy; supplied by the program.
@@ -40,11 +43,14 @@ class Task(LightningModule):
         clip_norm: Largest gradient norm, or None.
         clip_scope: Whose gradients count for that norm: `trainable`, or `all` tensors, frozen ones included, as in
             released code that never switches their gradients off. `all` costs what full fine-tuning's backward costs.
-
-    Raises:
-        ConfigError: `clip_scope` is neither.
+        keep: Which state becomes the adapter file: that of the `last` epoch, or of the `best` validation, the earliest
+            of equals. Test data never decides.
+        patience: Stop after this many validations in a row without a better one; null trains to the end. The learning
+            rate follows its schedule over the whole run either way.
     """
 
+    selection: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/loss", "min")
+    """The figure on validation data by which states, and runs, are compared, and which end of it is better."""
     runtime_args: ClassVar[frozenset[str]] = frozenset({"backbone", "adapter", "head", "class_names"})
 
     def __init__(
@@ -53,16 +59,16 @@ class Task(LightningModule):
         adapter: Adapter,
         head: nn.Module,
         *,
-        lr: float = 5e-4,
-        weight_decay: float = 0.05,
-        warmup_share: float = 0.1,
-        min_lr_share: float = 0.002,
-        clip_norm: float | None = 10.0,
+        lr: NonNegativeFloat = 5e-4,
+        weight_decay: NonNegativeFloat = 0.05,
+        warmup_share: Share = 0.1,
+        min_lr_share: Share = 0.002,
+        clip_norm: PositiveFloat | None = 10.0,
         clip_scope: ClipScope = "trainable",
+        keep: Keep = "last",
+        patience: PositiveInt | None = None,
     ) -> None:
         super().__init__()
-        if clip_scope not in {"trainable", "all"}:
-            raise ConfigError(f"task.clip_scope: expected 'trainable' or 'all', got {clip_scope!r}")
         self.backbone = backbone
         self.adapter = adapter
         self.head = head
@@ -72,6 +78,8 @@ class Task(LightningModule):
         self.min_lr_share = min_lr_share
         self.clip_norm = clip_norm
         self.clip_scope: ClipScope = clip_scope
+        self.keep: Keep = keep
+        self.patience = patience
         self._frozen_gradients: FrozenGradients | None = None
         self.strict_loading = False
         self._losses: dict[str, Tensor] = {}
@@ -85,6 +93,13 @@ class Task(LightningModule):
     @abstractmethod
     def losses(self, batch: Mapping[str, Any], output: Output) -> dict[str, Tensor]:
         """Named losses of one batch; their sum is minimised."""
+
+    def evaluation_losses(self, batch: Mapping[str, Any], output: Output) -> dict[str, Tensor]:
+        """Named losses reported on validation and test data; by default those that training minimises."""
+        return self.losses(batch, output)
+
+    def before_fit(self, data: LightningDataModule) -> None:
+        """Take from the training data, set up by now, what the losses need; by default nothing."""
 
     @abstractmethod
     def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Output) -> None:
@@ -180,7 +195,7 @@ class Task(LightningModule):
 
     def _evaluate(self, stage: Stage, batch: Mapping[str, Any]) -> None:
         output = self.evaluate(stage, batch)
-        for name, value in self.losses(batch, output).items():
+        for name, value in self.evaluation_losses(batch, output).items():
             self.log(f"{stage}/{name}", value, on_epoch=True, batch_size=_size(batch))
         self.update_metrics(stage, batch, output)
 
@@ -249,8 +264,10 @@ class Task(LightningModule):
         if self.global_step != self._step:
             self.adapter.events.after_step(self._step)
 
-    def on_train_end(self) -> None:
+    def on_fit_end(self) -> None:
         """Finalise, and refuse a run in which an event that a method waits for never came.
+
+        Unlike the end of training, this comes in a resumed run that has nothing left to train, too.
 
         Raises:
             TrainingError: One did not.
@@ -260,7 +277,7 @@ class Task(LightningModule):
             self._frozen_gradients = None
         self.adapter.events.finalise()
         unheard = [event for event in self.adapter.events.unheard() if event != "prepare"]
-        if unheard and self.global_step > 0:
+        if unheard and self._step >= 0:
             raise TrainingError(
                 f"the method waits for {', '.join(unheard)}, which never came: its result is not the method's"
             )

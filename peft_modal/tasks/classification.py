@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MetricCollection
@@ -13,8 +14,10 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter
-from peft_modal.errors import ConfigError
-from peft_modal.tasks.base import ClipScope, Stage, Task
+from peft_modal.data.counts import CountsClasses
+from peft_modal.errors import ConfigError, DataError
+from peft_modal.ranges import NonNegativeFloat, PositiveInt, Share
+from peft_modal.tasks.base import Stage, Task
 
 
 class Classification(Task):
@@ -25,15 +28,19 @@ class Classification(Task):
         adapter: Supplied by the program.
         head: Supplied by the program.
         class_names: Names of the classes in label order; supplied by the program.
-        lr: Learning rate of AdamW.
-        weight_decay: Decay of tensors with two and more axes.
-        warmup_share: Share of the run's steps with a growing learning rate.
-        min_lr_share: Share of the learning rate that the cosine ends at.
-        clip_norm: Largest gradient norm over the trained tensors, or None.
-        clip_scope: Whose gradients count for that norm; see `Task`.
         label_smoothing: Share of each target that is spread over all classes.
         votes: Views whose logits are averaged for each test sample; the data makes them.
+        class_weights: Factor of each sample's training loss by its class, for unbalanced data: `none`, `balanced`
+            (n / (classes * n_class), from the counts of the training split), or one number per class. The batch's mean
+            divides by its size, not by the sum of the weights. Losses on validation and test data are unweighted.
+        options: Arguments of `Task`.
+
+    Raises:
+        ConfigError: There are not as many class weights as classes.
+        DataError: There are fewer than two classes.
     """
+
+    selection: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/accuracy", "max")
 
     def __init__(
         self,
@@ -42,34 +49,31 @@ class Classification(Task):
         head: nn.Module,
         class_names: tuple[str, ...],
         *,
-        lr: float = 5e-4,
-        weight_decay: float = 0.05,
-        warmup_share: float = 0.1,
-        min_lr_share: float = 0.002,
-        clip_norm: float | None = 10.0,
-        clip_scope: ClipScope = "trainable",
-        label_smoothing: float = 0.0,
-        votes: int = 1,
+        label_smoothing: Share = 0.0,
+        votes: PositiveInt = 1,
+        class_weights: Literal["none", "balanced"] | list[NonNegativeFloat] = "none",
+        **options: Any,  # noqa: ANN401 — typed by `Task`
     ) -> None:
-        super().__init__(
-            backbone,
-            adapter,
-            head,
-            lr=lr,
-            weight_decay=weight_decay,
-            warmup_share=warmup_share,
-            min_lr_share=min_lr_share,
-            clip_norm=clip_norm,
-            clip_scope=clip_scope,
-        )
-        if votes < 1:
-            raise ConfigError(f"task.votes: {votes} is below 1")
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ConfigError(f"task.label_smoothing: {label_smoothing} is outside 0..1")
+        super().__init__(backbone, adapter, head, **options)
         self.class_names = class_names
         self.label_smoothing = label_smoothing
         self.votes = votes
+        self.class_weights = class_weights
         count = len(class_names)
+        if count < 2:
+            raise DataError(
+                f"task 'classification' needs two classes or more, and the data has one class: {', '.join(class_names)}"
+            )
+        weights = None
+        if not isinstance(class_weights, str):
+            if len(class_weights) != count or not any(class_weights):
+                raise ConfigError(
+                    f"task.class_weights: expected one number for each of the {count} classes "
+                    f"({', '.join(class_names)}), not all 0, got {class_weights}"
+                )
+            weights = torch.tensor(class_weights)
+        self.register_buffer("loss_weights", weights, persistent=False)
+        self.loss_weights: Tensor | None
         metrics = MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(count, average="micro"),
@@ -79,9 +83,46 @@ class Classification(Task):
         self.metrics = nn.ModuleDict({stage: metrics.clone(prefix=f"{_KEYS[stage]}/") for stage in _KEYS})
         self.confusion = MulticlassConfusionMatrix(count)
 
+    def before_fit(self, data: LightningDataModule) -> None:
+        """Balance the class weights, where that is asked for.
+
+        Raises:
+            ConfigError: The data does not tell how many samples each class has, or a class has none.
+        """
+        if self.class_weights != "balanced":
+            return
+        if not isinstance(data, CountsClasses):
+            raise ConfigError(
+                f"task.class_weights: 'balanced' needs data that counts its classes, and {type(data).__name__} has no "
+                "class_counts(); give one number per class"
+            )
+        counts = torch.tensor(data.class_counts(), dtype=torch.float64)
+        if missing := [name for name, count in zip(self.class_names, counts, strict=True) if count == 0]:
+            raise ConfigError(f"task.class_weights: 'balanced', but {', '.join(missing)} has no training sample")
+        self.loss_weights = (counts.sum() / (len(counts) * counts)).float()
+
     def losses(self, batch: Mapping[str, Any], output: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of logits (B, C) and labels (B,), weighted by class where that is asked for.
+
+        Raises:
+            ConfigError: The weights shall be balanced, and `before_fit` was not called.
+        """
+        if self.class_weights == "none":
+            return self.evaluation_losses(batch, output)
+        if self.loss_weights is None:
+            raise ConfigError("task.class_weights: 'balanced' needs the counts of the data; call task.before_fit(data)")
+        # Not the `weight` of `cross_entropy`: its mean divides by the batch's weights, so that a batch of one class
+        # would ignore them, and accumulated batches would count differently from one large batch.
+        each = self._cross_entropy(batch, output, reduction="none")
+        return {"loss": (self.loss_weights[batch["label"]] * each).mean()}
+
+    def evaluation_losses(self, batch: Mapping[str, Any], output: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of logits (B, C) and labels (B,)."""
-        return {"loss": functional.cross_entropy(output.float(), batch["label"], label_smoothing=self.label_smoothing)}
+        return {"loss": self._cross_entropy(batch, output, reduction="mean")}
+
+    def _cross_entropy(self, batch: Mapping[str, Any], output: Tensor, *, reduction: str) -> Tensor:
+        logits, labels = output.float(), batch["label"]
+        return functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction=reduction)
 
     def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Tensor) -> None:
         """Accuracies; on test data the confusion matrix too."""

@@ -7,7 +7,7 @@ from tiny_backbones import TinyViT
 from torch.utils.data import DataLoader
 
 from peft_modal.attach import LifeCycle
-from peft_modal.errors import TrainingError
+from peft_modal.errors import ConfigError, TrainingError
 from peft_modal.methods.full import Full
 from peft_modal.methods.lora import LoRA
 from peft_modal.tasks.classification import Classification
@@ -288,3 +288,51 @@ def test_the_clipping_norm_counts_frozen_tensors_only_when_asked(tmp_path):
     assert norms["before_step"] == pytest.approx(1e-3 * norms["after_backward"] / everything["norm"], rel=1e-3)
     assert all(torch.equal(value, before[name]) for name, value in task.backbone.network.state_dict().items())
     assert not [m for m in task.backbone.network.modules() if set(m.__dict__) & set(m._parameters)]
+
+
+def test_class_weights_multiply_each_sample_and_leave_evaluation_alone():
+    weighted, plain = make_task(class_weights=[0.5, 1.0, 3.0]), make_task()
+    batch = {"label": torch.tensor([2, 2, 0])}
+    logits = torch.randn(3, 3)
+    each = torch.nn.functional.cross_entropy(logits, batch["label"], reduction="none")
+
+    loss = weighted.losses(batch, logits)["loss"]
+
+    torch.testing.assert_close(loss, (each * torch.tensor([3.0, 3.0, 0.5])).mean())
+    assert torch.equal(weighted.evaluation_losses(batch, logits)["loss"], plain.losses(batch, logits)["loss"])
+
+
+def test_balanced_weights_need_data_that_counts_its_classes():
+    task = make_task(class_weights="balanced")
+
+    with pytest.raises(ConfigError, match=r"LightningDataModule has no class_counts\(\); give one number per class"):
+        task.before_fit(pl.LightningDataModule())
+    with pytest.raises(ConfigError, match=r"call task.before_fit"):
+        task.losses({"label": torch.tensor([0])}, torch.zeros(1, 3))
+
+
+def test_a_class_without_samples_cannot_be_balanced():
+    class Counting(pl.LightningDataModule):
+        def class_counts(self):
+            return [3, 0, 3]
+
+    with pytest.raises(ConfigError, match="b has no training sample"):
+        make_task(class_weights="balanced").before_fit(Counting())
+
+
+@pytest.mark.parametrize("weights", ["none", [0.5, 1.0, 3.0]], ids=["plain", "weighted"])
+def test_two_accumulated_batches_train_as_one_of_twice_the_size(tmp_path, weights):
+    trained = []
+    for batch_size, accumulate in ((8, 1), (4, 2)):
+        torch.manual_seed(0)
+        task = make_task(lr=0.01, weight_decay=0.1, warmup_share=0.5, clip_norm=1.0, class_weights=weights)
+        trainer = fit(
+            task, tmp_path, loader(count=24, batch_size=batch_size), accumulate_grad_batches=accumulate, max_epochs=2
+        )
+        assert trainer.global_step == trainer.estimated_stepping_batches == 6
+        trained.append((task.tensors(), trainer.optimizers[0].param_groups[0]["lr"]))
+
+    (whole, rate), (parts, same_rate) = trained
+    assert rate == same_rate
+    for name, value in parts.items():
+        torch.testing.assert_close(value, whole[name], atol=2e-5, rtol=1e-4)

@@ -1,0 +1,68 @@
+"""No number in any argument of any registered class ends in anything but success or one of our sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from tiny_runs import ARGUMENTS, write_clouds
+
+from peft_modal.api import build
+from peft_modal.compose import compose
+from peft_modal.compose.composed import node_args, runtime_args
+from peft_modal.compose.describe import describe_type, type_hints
+from peft_modal.errors import PeftModalError
+from peft_modal.registry import NOUNS, default_registry
+
+BASE = [argument.removeprefix("--") for argument in ARGUMENTS]
+NEEDS = {
+    "pointcloud.folder": ["data.root=good"],
+    "pointcloud.masked_autoencoding": ["head=masked_decoder", "head.num_heads=3", "head.group_size=4"],
+    "pointcloud.masked_decoder": ["head.num_heads=3", "head.group_size=4"],
+    "pointcloud.idpt": ["method.k=4"],
+    "pointcloud.point_mae": [item for item in BASE if item.startswith("backbone.")],
+}
+HUGE = 10**12
+COUNTS_THINGS = re.compile(r"depth|votes|shots|per_class|per_family|num_workers|seed|patience|batch_size|points|group")
+"""Arguments for which a huge number is right, or takes its time and memory as it should."""
+
+
+def cases() -> Iterator[object]:
+    registry = default_registry()
+    for noun in NOUNS:
+        for entry in registry.entries(noun):
+            full = f"{entry.modality}.{entry.name}" if entry.modality else entry.name
+            cls = registry.load(registry.resolve(noun, full, modality=None))
+            for name, hint in type_hints(cls).items():
+                if name in runtime_args(cls) or name in node_args(cls):
+                    continue
+                if re.search(r"\b(int|float)\b", describe_type(hint)):
+                    yield pytest.param(noun, full, name, id=f"{noun}-{full}-{name}")
+
+
+def values(noun: str, name: str) -> list[str]:
+    huge = noun in {"method", "head", "task"} and not COUNTS_THINGS.search(name)
+    return ["-1", "0", "abc", "null", "[-1]", ".inf", "true", *([str(HUGE)] if huge else [])]
+
+
+@pytest.fixture(scope="module")
+def clouds(tmp_path_factory):
+    root = tmp_path_factory.mktemp("clouds")
+    write_clouds(root / "good", {"a": 4, "b": 4})
+    return root
+
+
+@pytest.mark.parametrize(("noun", "full", "name"), cases())
+def test_a_number_out_of_place_ends_in_a_sentence(clouds, monkeypatch, noun, full, name):
+    monkeypatch.chdir(clouds)
+    base = [item for item in BASE if not item.startswith(f"{noun}.")]
+    for value in values(noun, name):
+        overrides = [*base, f"{noun}={full}", *NEEDS.get(full, []), f"{noun}.{name}={value}"]
+        try:
+            composed = compose(overrides=overrides)
+            if noun != "data":
+                build(composed, ("a", "b")).task()
+        except PeftModalError as error:
+            assert str(error).strip()
+            assert name in str(error) or noun in str(error) or "method" in str(error), str(error)
