@@ -17,6 +17,8 @@ from peft_modal.errors import FileFormatError, TrainingError
 from peft_modal.files import Header, fingerprint, load_adapter, save_adapter, versions, write_text
 from peft_modal.running.callbacks import Cost
 from peft_modal.running.folder import RunFolder, refuse_other_settings
+from peft_modal.running.parameters import trained_shapes
+from peft_modal.running.report import ReportedRun, leave_report
 from peft_modal.running.trainer import make_trainer
 from peft_modal.tasks.base import Task
 from peft_modal.tasks.tensors import load_tensors
@@ -46,6 +48,7 @@ def fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     folder.root.mkdir(parents=True, exist_ok=True)
     write_text(folder.config, composed.to_yaml())
     _prepare(task, data)
+    trained = trained_shapes(task)
     cost = Cost()
     trainer = make_trainer(composed, folder, cost=cost)
     _train(trainer, task, data, folder)
@@ -62,10 +65,13 @@ def fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     _save(folder, task, header)
     # What is reported is what the file gives: it is read back before the test.
     load_tensors(task.adapter, task.head, load_adapter(folder.adapter)[0])
+    task.start_report(seed=composed.seed)
     figures |= test(trainer, task, data)
     figures["file/adapter_bytes"] = float(folder.adapter.stat().st_size)
     figures["time/total_s"] = time.perf_counter() - started
     _save(folder, task, Header(**{**header.__dict__, "metrics": figures}))
+    command = ("fit", "--config", str(folder.config), "--out", f"{folder.root}-again")
+    leave_report(ReportedRun("fit", composed, folder, figures, task, trained, command))
     write_text(folder.metrics, json.dumps(figures, indent=2, sort_keys=True) + "\n")
     return figures
 
@@ -166,14 +172,6 @@ def describe(folder: RunFolder, figures: dict[str, float]) -> list[tuple[str, st
         lines.append(("cost", f"{figures['time/step_ms']:.0f} ms a step, {figures['memory/peak_mb']:,.0f} MB at most"))
     lines.append(("adapter", f"{folder.adapter} ({figures['file/adapter_bytes'] / 1e6:.2f} MB)"))
     lines.append(("metrics", str(folder.metrics)))
+    lines += [("report", str(folder.reports[0]))] if folder.reports[0].is_file() else []
     return lines
 
-
-def evaluate(model: Model, stage: str, *, data: LightningDataModule) -> dict[str, float]:
-    """Figures of a loaded model on validation or test data."""
-    task = model.task()
-    trainer = make_trainer(model.composed, None)
-    data.setup("validate" if stage == "val" else "test")
-    run = trainer.validate if stage == "val" else trainer.test
-    results = run(task, datamodule=data, verbose=False)
-    return {name: float(value) for result in results for name, value in result.items()}

@@ -35,6 +35,11 @@ class RunFolder:
         return self.root / "metrics.json"
 
     @property
+    def reports(self) -> tuple[Path, Path]:
+        """The report's page and its JSON twin; written before `metrics`, so a finished run that lacks them failed to."""
+        return self.root / "report.html", self.root / "report.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Where the trainer's state lies."""
         return self.root / "checkpoints"
@@ -82,16 +87,35 @@ def open_folder(out: Path | None, *, config_name: str, overwrite: bool) -> RunFo
     Raises:
         ConfigError: It holds a finished run and `overwrite` is off, or is no folder.
     """
+    folder = _choose(out, name=Path(config_name).stem or "run", overwrite=overwrite)
+    if overwrite and (folder.config.is_file() or folder.is_finished):
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        for path in (folder.metrics, folder.adapter, folder.config, folder.root / "metrics.csv", *folder.reports):
+            path.unlink(missing_ok=True)
+    return folder
+
+
+def open_measure_folder(out: Path | None, *, adapter: Path, verb: str, overwrite: bool) -> RunFolder:
+    """The folder for the figures of an adapter file; a new one under `runs/` where none is named.
+
+    Raises:
+        ConfigError: It holds a training run, or finished figures and `overwrite` is off, or is no folder.
+    """
+    folder = _choose(out, name=f"{adapter.resolve().parent.name}-{verb}", overwrite=overwrite)
+    if folder.adapter.is_file() or folder.config.is_file():
+        raise ConfigError(f"--out: '{folder.root}' holds a training run; choose another folder")
+    for path in (folder.metrics, *folder.reports):
+        path.unlink(missing_ok=True)
+    return folder
+
+
+def _choose(out: Path | None, *, name: str, overwrite: bool) -> RunFolder:
     if out is None:
         stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
-        out = Path("runs") / (Path(config_name).stem or "run") / stamp
+        out = Path("runs") / name / stamp
     folder = RunFolder(out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: '{out}' is a file; name a folder")
     if folder.is_finished and not overwrite:
         raise ConfigError(f"--out: '{out}' holds a finished run; choose another folder, or pass --overwrite")
-    if overwrite and folder.config.is_file():
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
-        for path in (folder.metrics, folder.adapter, folder.config, folder.root / "metrics.csv"):
-            path.unlink(missing_ok=True)
     return folder

@@ -14,6 +14,7 @@ from peft_modal.anatomy import Backbone, Features
 from peft_modal.attach import Adapter, Run
 from peft_modal.data.seeding import seeded
 from peft_modal.errors import ConfigError, TrainingError
+from peft_modal.report import Collector, Section
 from peft_modal.tasks.clipping import FrozenGradients
 from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups
 from peft_modal.tasks.tensors import load_tensors, tensors_of
@@ -46,6 +47,10 @@ class Task(LightningModule):
     """
 
     runtime_args: ClassVar[frozenset[str]] = frozenset({"backbone", "adapter", "head", "class_names"})
+    main_metric: ClassVar[str] = "loss"
+    """The figure that a reader judges by, without its stage."""
+    share_metrics: ClassVar[frozenset[str]] = frozenset()
+    """Figures that are fractions of 1, without their stage; shown in percent."""
 
     def __init__(
         self,
@@ -79,6 +84,7 @@ class Task(LightningModule):
         self._batch: Any = None
         self._step = -1
         self._micro = 0
+        self._collector: Collector | None = None
 
     # What a subclass gives.
 
@@ -89,6 +95,15 @@ class Task(LightningModule):
     @abstractmethod
     def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Output) -> None:
         """Add a batch to the stage's metrics and log them."""
+
+    def make_collector(self, *, seed: int) -> Collector | None:
+        """What watches an evaluation for the task's own part of a report; None: the task has none.
+
+        Args:
+            seed: Of choices among samples.
+        """
+        del seed
+        return None
 
     def forward(self, batch: Mapping[str, Any]) -> Output:
         """Predictions of a batch."""
@@ -183,6 +198,16 @@ class Task(LightningModule):
         for name, value in self.losses(batch, output).items():
             self.log(f"{stage}/{name}", value, on_epoch=True, batch_size=_size(batch))
         self.update_metrics(stage, batch, output)
+        if self._collector is not None:
+            self._collector.add(batch, output)
+
+    def start_report(self, *, seed: int) -> None:
+        """Let the task watch every batch that is evaluated from now on."""
+        self._collector = self.make_collector(seed=seed)
+
+    def report_sections(self) -> tuple[Section, ...]:
+        """The task's own part of a report on what was evaluated since `start_report`."""
+        return () if self._collector is None else self._collector.sections()
 
     def evaluate(self, stage: Stage, batch: Mapping[str, Any]) -> Output:
         """Predictions outside training; a task may average several passes here."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassAccuracy
 
 from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter
 from peft_modal.errors import ConfigError
+from peft_modal.report import Collector
 from peft_modal.tasks.base import ClipScope, Stage, Task
+from peft_modal.tasks.classification_report import ClassificationCollector
 
 
 class Classification(Task):
@@ -34,6 +36,9 @@ class Classification(Task):
         label_smoothing: Share of each target that is spread over all classes.
         votes: Views whose logits are averaged for each test sample; the data makes them.
     """
+
+    main_metric: ClassVar[str] = "accuracy"
+    share_metrics: ClassVar[frozenset[str]] = frozenset({"accuracy", "mean_class_accuracy"})
 
     def __init__(
         self,
@@ -77,19 +82,16 @@ class Classification(Task):
             }
         )
         self.metrics = nn.ModuleDict({stage: metrics.clone(prefix=f"{_KEYS[stage]}/") for stage in _KEYS})
-        self.confusion = MulticlassConfusionMatrix(count)
 
     def losses(self, batch: Mapping[str, Any], output: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of logits (B, C) and labels (B,)."""
         return {"loss": functional.cross_entropy(output.float(), batch["label"], label_smoothing=self.label_smoothing)}
 
     def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Tensor) -> None:
-        """Accuracies; on test data the confusion matrix too."""
+        """Accuracies."""
         metrics = self.metrics[f"{stage}_metrics"]
         metrics.update(output.detach(), batch["label"])  # type: ignore[operator]
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(output))  # type: ignore[arg-type]
-        if stage == "test":
-            self.confusion.update(output.detach(), batch["label"])
 
     def predictions(self, output: Tensor) -> list[dict[str, Any]]:
         """For each sample the likeliest class and the probability of every class."""
@@ -101,6 +103,10 @@ class Classification(Task):
             }
             for row in probabilities
         ]
+
+    def make_collector(self, *, seed: int) -> Collector:
+        """Confusion matrix, accuracy of each class, and chosen samples."""
+        return ClassificationCollector(self.class_names, self.predictions, seed=seed)
 
     def evaluate(self, stage: Stage, batch: Mapping[str, Any]) -> Tensor:
         """Logits; on test data averaged over the `votes` views that the data gives of each sample.
