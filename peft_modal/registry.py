@@ -263,7 +263,12 @@ class Registry:
         return target if known is None else self.name_of(known, modality=modality)
 
     def _import(self, target: str, label: str, source: Installed | None) -> object:
-        """What `package.module:Object` names; whatever goes wrong ends in a sentence that begins with `label`."""
+        """What `package.module:Object` names.
+
+        Raises:
+            MissingExtraError: An optional package is not installed.
+            RegistryError: The import fails for another reason; the sentence begins with `label`.
+        """
         module_name, _, attribute = target.partition(":")
         try:
             found: object = importlib.import_module(module_name)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _AZIMUTH = math.radians(35)
 _ELEVATION = math.radians(22)
-_RANGE = (-0.35, 1.24)
-"""Heights 0..1 take the middle of the colour map: its ends vanish on a dark or on a light ground."""
+_DARKEST, _LIGHTEST = 0.22, 0.85
+"""Part of the colour map that is used: its ends vanish on a dark or on a light ground."""
 
 
 def render(axes: Axes, sample: Mapping[str, Any], prediction: Mapping[str, Any] | None) -> None:
@@ -26,16 +26,17 @@ def render(axes: Axes, sample: Mapping[str, Any], prediction: Mapping[str, Any] 
         sample: One cloud.
         prediction: Not drawn; the report writes it below.
     """
+    from matplotlib import colormaps
+
     del prediction
     points = sample["points"].float()
     right, up, near = view(points).unbind(-1)
     order = near.argsort()
     near = _unit_range(near)[order]
     height = _unit_range(points[:, 1])[order]
-    axes.scatter(
-        right[order], up[order], s=4.0 + 14.0 * near.square(), c=height, cmap="viridis", vmin=_RANGE[0], vmax=_RANGE[1],
-        alpha=(0.35 + 0.65 * near).numpy(), linewidths=0,
-    )  # fmt: skip
+    colours = colormaps["viridis"](_DARKEST + (_LIGHTEST - _DARKEST) * height.numpy())
+    colours[:, 3] = 0.35 + 0.65 * near
+    axes.scatter(right[order], up[order], s=4.0 + 14.0 * near.square(), c=colours, linewidths=0)
     middle_right, middle_up = ((values.max() + values.min()) / 2 for values in (right, up))
     # One scale for both axes, so that shapes keep their proportions.
     half = 0.54 * max(float(right.max() - right.min()), float(up.max() - up.min()), 1e-6)

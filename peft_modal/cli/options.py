@@ -100,8 +100,8 @@ _ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
                          "several over each other"},
     "--adapter": {"type": Path, "metavar": "FILE", "help": "adapter file (.safetensors)"},
     "--input": {"type": Path, "metavar": "PATH", "help": "file or folder to predict on"},
-    "--out": {"type": Path, "metavar": "PATH", "help": "where results go; default for fit runs/<config>/<time>, for test and "
-                                                          "validate runs/<adapter's folder>-<verb>/<time>"},
+    "--out": {"type": Path, "metavar": "PATH",
+              "help": "where results go; default runs/<config or adapter's folder-verb>/<time>"},
     "--dtype": {"choices": ["float32", "float16", "bfloat16"], "default": "float32",
                 "help": "type of the merged weights (default float32)"},
     "--overwrite": {"action": "store_true", "help": "replace a finished run in --out"},

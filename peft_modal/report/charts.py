@@ -74,7 +74,7 @@ def matrix_chart(
         title: Stands above.
     """
     size = len(labels)
-    cell = 36 if size <= 14 else 28 if size <= 25 else 22 if size <= _COUNTED else 14
+    cell = 36 if size <= 14 else 28 if size <= 25 else 20 if size <= _COUNTED else 14
     short = [name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…" for name in labels]
     fontsize = min(12.0, 0.56 * cell)
     margin = 36 + 0.62 * fontsize * max(map(len, short), default=0)
@@ -113,8 +113,8 @@ def matrix_chart(
         axes.tick_params(which="minor", length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        axes.set_ylabel(rows)
-        axes.set_xlabel(columns)
+        axes.set_ylabel(rows, loc="top")
+        axes.set_xlabel(columns, loc="left")
         axes.xaxis.set_label_position("top")
 
     data = {"rows": rows, "columns": columns, "labels": list(labels), "counts": [list(row) for row in counts]}

@@ -13,7 +13,7 @@ _GAP: Final = "\N{NO-BREAK SPACE}"
 _NOTHING: Final = "–"  # noqa: RUF001 — an en dash is meant
 
 
-def show(value: str | float | None, kind: Kind) -> str:
+def show(value: str | float | None, kind: Kind) -> str:  # noqa: PLR0911 — one for each kind
     """A value with its unit, a dash for None."""
     if value is None:
         return _NOTHING
@@ -33,7 +33,7 @@ def show(value: str | float | None, kind: Kind) -> str:
         case "megabytes":
             return f"{value:,.0f}{_GAP}MB"
         case "milliseconds":
-            return f"{value:.3g}{_GAP}ms" if value < 100 else f"{value:,.0f}{_GAP}ms"
+            return f"{value:.3g}{_GAP}ms" if value < 1000 else f"{value / 1000:.3g}{_GAP}s"
         case "seconds":
             return _seconds(value)
 
@@ -53,8 +53,8 @@ def _bytes(value: float) -> str:
 
 
 def _seconds(value: float) -> str:
-    if value < 60:
+    if value < 59.95:  # above, it would be written as 60.0
         return f"{value:.1f}{_GAP}s"
     minutes, seconds = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}{_GAP}h {minutes}{_GAP}min" if hours else f"{minutes}{_GAP}min {seconds}{_GAP}s"
+    return f"{hours}{_GAP}h{_GAP}{minutes}{_GAP}min" if hours else f"{minutes}{_GAP}min{_GAP}{seconds}{_GAP}s"

@@ -31,10 +31,12 @@ WRONG: Final = CYCLE[1]
 FILLED: Final = "#ffffff"
 """Text on a filled patch of `RIGHT` or `WRONG`."""
 
-_ROLES: Final = {INK: "ink", MUTED: "muted", GRID: "grid", FILLED: "filled"} | {colour: f"c{i}" for i, colour in enumerate(CYCLE)}
+_ROLES: Final = {INK: "ink", MUTED: "muted", GRID: "grid", FILLED: "filled"} | {
+    colour: f"c{i}" for i, colour in enumerate(CYCLE)
+}
 """Names of the CSS variables; the page gives them their values."""
 
-STYLE: Final[dict[str, Any]] = {
+STYLE: Final[dict[Any, Any]] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 12.0,

@@ -41,7 +41,7 @@ def write_report(report: Report, folder: Path, *, renderer: Callable[[], Rendere
 
 def _page(report: Report, pictures: dict[int, Pictures]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     environment = Environment(
         loader=PackageLoader("peft_modal.report"),
@@ -58,13 +58,16 @@ def _page(report: Report, pictures: dict[int, Pictures]) -> str:
         text = svg(block.draw, width=block.width, height=block.height, name=f"chart{drawn}", label=block.label)
         return Markup(text)  # noqa: S704 — made by matplotlib, which escapes texts
 
+    def breakable(text: str) -> Markup:
+        return Markup(str(escape(text)).replace("_", "_<wbr>"))  # noqa: S704 — escaped just here
+
     def side(column: Column) -> str:
         return "text" if column.kind in TEXTUAL else "bar" if column.kind == "bar" else "number"
 
     def drawn_tiles(block: Gallery) -> Pictures:
         return pictures[id(block)]
 
-    environment.globals.update(show=show, chart=chart, side=side, pictures=drawn_tiles)
+    environment.globals.update(show=show, chart=chart, side=side, breakable=breakable, pictures=drawn_tiles)
     return environment.get_template("report.html").render(report=report)
 
 

@@ -174,4 +174,3 @@ def describe(folder: RunFolder, figures: dict[str, float]) -> list[tuple[str, st
     lines.append(("metrics", str(folder.metrics)))
     lines += [("report", str(folder.reports[0]))] if folder.reports[0].is_file() else []
     return lines
-

@@ -36,7 +36,7 @@ class RunFolder:
 
     @property
     def reports(self) -> tuple[Path, Path]:
-        """The report's page and its JSON twin; written before `metrics`, so a finished run that lacks them failed to."""
+        """The report's page and its JSON twin; written before `metrics`, which ends the run."""
         return self.root / "report.html", self.root / "report.json"
 
     @property
@@ -87,8 +87,15 @@ def open_folder(out: Path | None, *, config_name: str, overwrite: bool) -> RunFo
     Raises:
         ConfigError: It holds a finished run and `overwrite` is off, or is no folder.
     """
-    folder = _choose(out, name=Path(config_name).stem or "run", overwrite=overwrite)
-    if overwrite and (folder.config.is_file() or folder.is_finished):
+    if out is None:
+        stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
+        out = Path("runs") / (Path(config_name).stem or "run") / stamp
+    folder = RunFolder(out)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out: '{out}' is a file; name a folder")
+    if folder.is_finished and not overwrite:
+        raise ConfigError(f"--out: '{out}' holds a finished run; choose another folder, or pass --overwrite")
+    if overwrite and folder.config.is_file():
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
         for path in (folder.metrics, folder.adapter, folder.config, folder.root / "metrics.csv", *folder.reports):
             path.unlink(missing_ok=True)
@@ -101,21 +108,8 @@ def open_measure_folder(out: Path | None, *, adapter: Path, verb: str, overwrite
     Raises:
         ConfigError: It holds a training run, or finished figures and `overwrite` is off, or is no folder.
     """
-    folder = _choose(out, name=f"{adapter.resolve().parent.name}-{verb}", overwrite=overwrite)
-    if folder.adapter.is_file() or folder.config.is_file():
-        raise ConfigError(f"--out: '{folder.root}' holds a training run; choose another folder")
-    for path in (folder.metrics, *folder.reports):
-        path.unlink(missing_ok=True)
-    return folder
-
-
-def _choose(out: Path | None, *, name: str, overwrite: bool) -> RunFolder:
-    if out is None:
-        stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
-        out = Path("runs") / name / stamp
-    folder = RunFolder(out)
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out: '{out}' is a file; name a folder")
-    if folder.is_finished and not overwrite:
-        raise ConfigError(f"--out: '{out}' holds a finished run; choose another folder, or pass --overwrite")
-    return folder
+    if out is not None and (RunFolder(out).adapter.is_file() or RunFolder(out).config.is_file()):
+        raise ConfigError(f"--out: '{out}' holds a training run; choose another folder")
+    # Only a suffix of its own keeps a dot in the folder's name from being taken for one.
+    name = f"{adapter.resolve().parent.name}-{verb}.yaml"
+    return open_folder(out, config_name=name, overwrite=overwrite)

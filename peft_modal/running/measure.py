@@ -51,6 +51,8 @@ def measure(
     figures["file/adapter_bytes"] = float(adapter.stat().st_size)
     figures["memory/peak_mb"] = peak_memory_mb()
     figures["time/total_s"] = time.perf_counter() - started
+    # Until the new figures are complete, the folder is not finished.
+    folder.metrics.unlink(missing_ok=True)
     leave_report(ReportedRun(verb, model.composed, folder, figures, task, trained_shapes(task), command))
     write_text(folder.metrics, json.dumps(figures, indent=2, sort_keys=True) + "\n")
     return figures

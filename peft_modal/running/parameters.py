@@ -50,7 +50,7 @@ def trained_tensors(
         anatomy: The backbone's.
         saved: Names in the adapter file; what was trained and is not among them served training only.
     """
-    roles = {place.name: place.role for place in (*anatomy.ports, *anatomy.sites)}
+    roles = {port.name: port.role for port in anatomy.ports} | {site.name: site.role for site in anatomy.sites}
     by_path = {site.path: site.name for site in anatomy.sites if site.rows is None}
     kept = set(saved)
     found = []

@@ -44,7 +44,9 @@ def leave_report(run: ReportedRun) -> None:
     """Write the report of a run into its folder; what goes wrong is told on standard error and ends nothing."""
     try:
         modality = run.composed.nodes["backbone"].modality
-        write_report(run_report(run), run.folder.root, renderer=functools.partial(default_registry().renderer, modality))
+        write_report(
+            run_report(run), run.folder.root, renderer=functools.partial(default_registry().renderer, modality)
+        )
     except Exception as error:  # noqa: BLE001 — a run of hours is not lost for a picture of it
         for path in run.folder.reports:
             path.unlink(missing_ok=True)
@@ -94,7 +96,7 @@ def _headline(run: ReportedRun) -> tuple[Fact, ...]:
     trained = sum(figures[f"params/{part}"] for part in ("adapter", "backbone_trained", "head"))
     note = f"{trained:,.0f} of {figures['params/total']:,.0f} parameters"
     facts.append(Fact("Trained", figures["params/trained_share"], "share", note))
-    facts.append(Fact("Adapter file", figures["file/adapter_bytes"], "bytes", "adapter and head, ready to load"))
+    facts.append(Fact("Adapter file", figures["file/adapter_bytes"], "bytes", "with the head"))
     if "time/step_ms" in figures:
         note = f"{show(figures['time/step_ms'], 'milliseconds')} a step"
         facts.append(Fact("Total time", figures["time/total_s"], "seconds", note))
@@ -106,7 +108,9 @@ def _curves(path: Path, task: Task) -> Section | None:
     curves = read_curves(path)
     # Losses first, as the eye expects; then the figure that counts.
     order = sorted(curves, key=lambda name: (name in task.share_metrics, name != task.main_metric, name))
-    charts = tuple(line_chart(_capital(_words(name)), curves[name], x_label="Epoch", kind=_kind(task, name)) for name in order)
+    charts = tuple(
+        line_chart(_capital(_words(name)), curves[name], x_label="Epoch", kind=_kind(task, name)) for name in order
+    )
     return Section("curves", "Curves", (Row(charts),)) if charts else None
 
 

@@ -86,8 +86,8 @@ class ClassificationCollector:
             if best.samples()
         ]
         lead = (
-            f"A fixed choice among {self._count:,} samples: the mistakes with the highest probability, one for each pair "
-            "of classes, and a seeded draw of right ones, one for each class."
+            f"A fixed choice among {self._count:,} samples: the mistakes with the highest probability, one for each "
+            "pair of classes, and a seeded draw of right ones, one for each class."
         )
         return Section("samples", "Samples", tuple(galleries), lead)
 
@@ -97,7 +97,7 @@ class ClassificationCollector:
         truth = self.class_names[int(kept.sample["label"])]
         probability = float(kept.prediction["probabilities"][found])
         facts = (
-            Fact("true class", truth), Fact("probability", probability, "share"), Fact("sample", kept.index, "count")
+            Fact("true", truth), Fact("probability", probability, "share"), Fact("sample", kept.index, "count")
         )  # fmt: skip
         return Tile(found, kept.sample, kept.prediction, facts, "right" if found == truth else "wrong")
 
@@ -113,9 +113,7 @@ class ClassificationCollector:
             title = f"Confusion matrix of the {_LARGEST_MATRIX} classes with the most mistakes"
         matrix = [[counts[i][j] for j in chosen] for i in chosen]
         blocks.append(
-            matrix_chart(
-                [names[i] for i in chosen], matrix, rows="True class", columns="Predicted class", title=title
-            )
+            matrix_chart([names[i] for i in chosen], matrix, rows="True class", columns="Predicted class", title=title)
         )
         lead = f"{right:,} of {self._count:,} samples are right."
         return Section("classes", "Classes", tuple(blocks), lead)
@@ -123,9 +121,7 @@ class ClassificationCollector:
     def _pairs(self, counts: list[list[int]]) -> tuple[Table, ...]:
         """The most confused pairs; none where nothing is wrong."""
         names = self.class_names
-        pairs = [
-            (row[j], i, j) for i, row in enumerate(counts) for j in range(len(names)) if i != j and row[j] > 0
-        ]
+        pairs = [(row[j], i, j) for i, row in enumerate(counts) for j in range(len(names)) if i != j and row[j] > 0]
         pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
         rows = tuple((names[i], names[j], count, count / sum(counts[i])) for count, i, j in pairs[:_PAIRS])
         columns = (Column("True"), Column("Predicted"), Column("Samples", "count"), Column("Of its class", "share"))
