@@ -108,18 +108,18 @@ def svg(draw: Callable[[Any], None], *, width: float, height: float, name: str, 
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = file.getvalue()
-    text = text[text.index("<svg") :]
+    head, _, body = text[text.index("<svg") :].partition(">")
+    head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
+    head += f' role="img" aria-label="{escape(label)}" style="width: {width:g}px; max-width: 100%; height: auto"'
+    # Tags only: a class may be called like a colour.
+    return re.sub(r"<[^>]*>", lambda tag: _on_page(tag[0], name), f"{head}>{body}")
+
+
+def _on_page(tag: str, name: str) -> str:
     for colour, role in _ROLES.items():
-        text = text.replace(colour, f"var(--{role}, {colour})")
+        tag = tag.replace(colour, f"var(--{role}, {colour})")
     # Identifiers are unique in a file of its own, not on a page with several pictures.
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    start = f'<svg role="img" aria-label="{escape(label)}" style="width: {width:g}px; max-width: 100%; height: auto"'
-    return re.sub(r'^<svg\b(?:\s+(?:width|height)="[^"]*")*', start, _without_size(text), count=1)
-
-
-def _without_size(text: str) -> str:
-    head, _, rest = text.partition(">")
-    return re.sub(r'\s(?:width|height)="[^"]*"', "", head) + ">" + rest
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", tag)
 
 
 def png(draw: Callable[[Any], None], *, size: float, scale: float = 2.0) -> bytes:

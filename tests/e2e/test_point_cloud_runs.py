@@ -142,7 +142,8 @@ def test_a_run_that_ends_within_its_report_is_not_finished(run, monkeypatch):
     assert not Path("stopped/metrics.json").exists()
     assert main(["fit", *IDPT, "--out", "stopped"]) == 0
     assert Path("stopped/report.html").is_file()
-    assert measured("stopped") == measured(run)
+    assert measured("stopped").items() <= measured(run).items()
+    assert "test/accuracy" in measured("stopped")
 
 
 def test_a_checkpoint_holds_no_frozen_tensor(run):

@@ -27,6 +27,7 @@ UGLY = (
     "UnbrokenLongClassNameWithoutAnySeparatorsAtAllWhichGoesOnAndOn",
     'quoted "name"',
     "日本語",
+    '#0b6cb0 id="x"',
 )
 VOID = {"meta", "link", "br", "wbr", "img", "input", "hr"}
 
