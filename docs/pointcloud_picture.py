@@ -12,9 +12,10 @@ import torch
 from matplotlib.figure import Figure
 
 import peft_modal
+from peft_modal.report.style import RIGHT, WRONG, styled
+from peft_modal_pointcloud.render import render
 
 COLUMNS, ROWS = 6, 2
-_RIGHT, _WRONG = "#1b7f5c", "#b3402a"
 
 
 def main(adapter: str) -> None:
@@ -26,19 +27,17 @@ def main(adapter: str) -> None:
     points, labels = (torch.cat([batch[key] for batch in batches]) for key in ("points", "label"))
     first = [int((labels == label).nonzero()[0]) for label in range(len(model.class_names))]
     probabilities = model({"points": points[first]}).softmax(-1)
-    figure = Figure(figsize=(2 * COLUMNS, 2.25 * ROWS), layout="constrained")
-    for index, axes in enumerate(figure.subplots(ROWS, COLUMNS, subplot_kw={"projection": "3d"}).flat):
-        cloud = points[first[index]]
-        # The solids have y up; matplotlib draws z up.
-        axes.scatter(cloud[:, 0], -cloud[:, 2], cloud[:, 1], c=cloud[:, 1], s=3, cmap="viridis", linewidths=0)
-        axes.set_axis_off()
-        axes.set_box_aspect((1, 1, 1), zoom=1.45)
-        axes.view_init(elev=18, azim=-60)
-        truth, found = model.class_names[index], model.class_names[int(probabilities[index].argmax())]
-        share = 100 * float(probabilities[index].max())
-        text = f"{found} {share:.0f} %" if truth == found else f"{found} {share:.0f} % ({truth})"
-        axes.set_title(text.replace("_", " "), fontsize=11, color=_RIGHT if truth == found else _WRONG, pad=0)
-    figure.savefig(Path(__file__).with_name("pointcloud.png"), dpi=110, facecolor="white")
+    with styled():
+        figure = Figure(figsize=(2 * COLUMNS, 2.25 * ROWS), layout="constrained")
+        for index, axes in enumerate(figure.subplots(ROWS, COLUMNS).flat):
+            axes.set_axis_off()
+            axes.set_aspect("equal")
+            render(axes, {"points": points[first[index]]}, None)
+            truth, found = model.class_names[index], model.class_names[int(probabilities[index].argmax())]
+            share = 100 * float(probabilities[index].max())
+            text = f"{found} {share:.0f} %" if truth == found else f"{found} {share:.0f} % ({truth})"
+            axes.set_title(text.replace("_", " "), loc="center", color=RIGHT if truth == found else WRONG)
+        figure.savefig(Path(__file__).with_name("pointcloud.png"), dpi=110, facecolor="white")
 
 
 if __name__ == "__main__":

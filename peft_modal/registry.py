@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -188,31 +188,35 @@ class Registry:
             MissingExtraError: An optional package is not installed.
             RegistryError: The import fails for another reason, or the target is not a class.
         """
-        module_name, _, attribute = resolved.entry.target.partition(":")
         source = resolved.source
         label = f"{resolved.noun} '{resolved.name}'"
         if source and (missing := missing_packages(resolved.entry.requires)):
             raise MissingExtraError(
                 f"{label} needs {', '.join(missing)}, not installed; run: {source.install_command(missing)}"
             )
-        try:
-            found: object = importlib.import_module(module_name)
-            for part in attribute.split("."):
-                found = getattr(found, part)
-        except Exception as error:
-            if isinstance(error, PeftModalError):
-                raise  # already a sentence, such as the one of `require`
-            optional = absent_package(error)
-            if optional and optional not in self.packages:
-                command = source.install_command([optional]) if source else install_command([optional])
-                raise MissingExtraError(f"{label} needs {optional}, not installed; run: {command}") from error
-            origin = f"plugin '{source.plugin.name}' of distribution '{source.distribution}'" if source else "the path"
-            raise RegistryError(
-                f"{label} cannot be loaded: {origin}, target '{resolved.entry.target}', fails with {_cause(error)}"
-            ) from error
+        found = self._import(resolved.entry.target, label, source)
         if not isinstance(found, type):
             raise RegistryError(f"{label} cannot be used: '{resolved.entry.target}' is {found!r}, not a class.")
         self._names.setdefault(found, resolved)
+        return found
+
+    def renderer(self, modality: str) -> Callable[..., None] | None:
+        """Import what draws samples of a modality (`peft_modal.report.Renderer`), None where no plugin names one.
+
+        Raises:
+            MissingExtraError: An optional package is not installed.
+            RegistryError: Two plugins name one, its import fails, or it cannot be called.
+        """
+        sources = [s for s in self.installed if s.plugin.renderer and s.plugin.namespace == modality]
+        if not sources:
+            return None
+        if len(sources) > 1:
+            owners = " and ".join(f"plugin '{s.plugin.name}' of distribution '{s.distribution}'" for s in sources)
+            raise RegistryError(f"modality '{modality}' has two renderers, of {owners}; uninstall one.")
+        target = sources[0].plugin.renderer
+        found = self._import(target, f"the renderer of modality '{modality}'", sources[0])
+        if not callable(found):
+            raise RegistryError(f"the renderer of modality '{modality}' cannot be used: '{target}' is no function.")
         return found
 
     def entries(self, noun: Noun | None = None, modality: str | None = None) -> Iterator[Listed]:
@@ -257,6 +261,31 @@ class Registry:
         if known is None:
             known = next((o for offers in self._offers.values() for o in offers if o.entry.target == target), None)
         return target if known is None else self.name_of(known, modality=modality)
+
+    def _import(self, target: str, label: str, source: Installed | None) -> object:
+        """What `package.module:Object` names.
+
+        Raises:
+            MissingExtraError: An optional package is not installed.
+            RegistryError: The import fails for another reason; the sentence begins with `label`.
+        """
+        module_name, _, attribute = target.partition(":")
+        try:
+            found: object = importlib.import_module(module_name)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except Exception as error:
+            if isinstance(error, PeftModalError):
+                raise  # already a sentence, such as the one of `require`
+            optional = absent_package(error)
+            if optional and optional not in self.packages:
+                command = source.install_command([optional]) if source else install_command([optional])
+                raise MissingExtraError(f"{label} needs {optional}, not installed; run: {command}") from error
+            origin = f"plugin '{source.plugin.name}' of distribution '{source.distribution}'" if source else "the path"
+            raise RegistryError(
+                f"{label} cannot be loaded: {origin}, target '{target}', fails with {_cause(error)}"
+            ) from error
+        return found
 
     def _short_keys(self, noun: Noun, name: str, modality: str | None) -> list[Key]:
         if modality is not None:

@@ -10,6 +10,7 @@ PLUGIN: Final = Plugin(
     name="pointcloud",
     extra="pointcloud",
     requires=("trimesh",),
+    renderer="peft_modal_pointcloud.render:render",
     backbones={
         "point_mae": Entry(
             "peft_modal_pointcloud.backbone:PointMAEBackbone",

@@ -62,13 +62,13 @@ _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
         "validate": _Verb(
             "measure an adapter on validation data",
             "peft_modal.cli.run:validate",
-            ("--adapter", "--json"),
+            ("--adapter", "--out", "--overwrite", "--json"),
             required=("--adapter",),
         ),
         "test": _Verb(
             "measure an adapter on test data",
             "peft_modal.cli.run:test",
-            ("--adapter", "--json"),
+            ("--adapter", "--out", "--overwrite", "--json"),
             required=("--adapter",),
         ),
         "predict": _Verb(
@@ -100,7 +100,8 @@ _ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
                          "several over each other"},
     "--adapter": {"type": Path, "metavar": "FILE", "help": "adapter file (.safetensors)"},
     "--input": {"type": Path, "metavar": "PATH", "help": "file or folder to predict on"},
-    "--out": {"type": Path, "metavar": "PATH", "help": "where results go; fit: default runs/<config>/<time>"},
+    "--out": {"type": Path, "metavar": "PATH",
+              "help": "where results go; default runs/<config or adapter's folder-verb>/<time>"},
     "--dtype": {"choices": ["float32", "float16", "bfloat16"], "default": "float32",
                 "help": "type of the merged weights (default float32)"},
     "--overwrite": {"action": "store_true", "help": "replace a finished run in --out"},

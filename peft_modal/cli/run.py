@@ -17,9 +17,10 @@ from peft_modal.compose import compose
 from peft_modal.errors import ConfigError, DataError
 from peft_modal.files import write_tensors, write_text
 from peft_modal.running.faults import in_sentences
-from peft_modal.running.fit import describe, evaluate
+from peft_modal.running.fit import describe
 from peft_modal.running.fit import fit as run_fit
-from peft_modal.running.folder import open_folder
+from peft_modal.running.folder import open_folder, open_measure_folder
+from peft_modal.running.measure import STAGES, Verb, measure
 
 
 def fit(options: Options) -> int:
@@ -41,7 +42,7 @@ def fit(options: Options) -> int:
 
 def validate(options: Options) -> int:
     """Print the figures on validation data."""
-    return _measure(options, "val")
+    return _measure(options, "validate")
 
 
 def test(options: Options) -> int:
@@ -98,23 +99,29 @@ def merge(options: Options) -> int:
     return 0
 
 
-def _measure(options: Options, stage: str) -> int:
+def _measure(options: Options, verb: Verb) -> int:
+    assert options.adapter is not None
     model = _load(options)
+    folder = open_measure_folder(options.out, adapter=options.adapter, verb=verb, overwrite=options.overwrite)
     data = model.composed.nodes["data"].build()
     with in_sentences():
         data.prepare_data()
-        data.setup("validate" if stage == "val" else "test")
+        data.setup(verb)
     if tuple(data.class_names) != model.class_names:
         raise DataError(
             f"the adapter knows the classes {', '.join(model.class_names)}; the data has {', '.join(data.class_names)}"
         )
-    with in_sentences():
-        figures = evaluate(model, stage, data=data)
+    command = [verb, "--adapter", str(options.adapter), *(f"--{override}" for override in options.overrides)]
+    figures = measure(verb, model, adapter=options.adapter, data=data, folder=folder, command=command)
+    shown = {name: value for name, value in figures.items() if name.startswith(f"{STAGES[verb]}/")}
     if options.json:
-        write_json(figures)
+        write_json({"out": str(folder.root), **shown})
     else:
-        for name, value in sorted(figures.items()):
+        for name, value in sorted(shown.items()):
             write(f"{name:26} {value:.4f}")
+        for name, path in (("metrics", folder.metrics), ("report", folder.reports[0])):
+            if path.is_file():
+                write(f"{name:26} {path}")
     return 0
 
 

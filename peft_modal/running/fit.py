@@ -19,6 +19,8 @@ from peft_modal.running.folder import RunFolder, refuse_other_settings
 from peft_modal.running.history import History, Table
 from peft_modal.running.lock import locked
 from peft_modal.running.selection import Selection
+from peft_modal.running.parameters import trained_shapes
+from peft_modal.running.report import ReportedRun, leave_report
 from peft_modal.running.trainer import make_trainer
 from peft_modal.tasks.base import Task
 from peft_modal.tasks.tensors import load_tensors
@@ -60,6 +62,7 @@ def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     folder.make_room()
     write_text(folder.config, composed.to_yaml())
     _prepare(task, data)
+    trained = trained_shapes(task)
     _train(trainer, task, data, folder)
     figures = {**history.figures, **selection.figures(), **cost.figures(), **counts(model)}
     header = Header(
@@ -73,10 +76,13 @@ def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     _save(folder, task, header)
     # What is reported is what the file gives: it is read back before the test.
     load_tensors(task.adapter, task.head, load_adapter(folder.adapter)[0])
+    task.start_report(seed=composed.seed)
     figures |= test(trainer, task, data)
     figures["file/adapter_bytes"] = float(folder.adapter.stat().st_size)
     figures["time/total_s"] = time.perf_counter() - started
     _save(folder, task, Header(**{**header.__dict__, "metrics": figures}))
+    command = ("fit", "--config", str(folder.config), "--out", f"{folder.root}-again")
+    leave_report(ReportedRun("fit", composed, folder, figures, task, trained, command))
     write_text(folder.metrics, json.dumps(figures, indent=2, sort_keys=True) + "\n")
     return figures
 
@@ -163,14 +169,5 @@ def describe(folder: RunFolder, figures: dict[str, float]) -> list[tuple[str, st
         lines.append(("cost", f"{figures['time/step_ms']:.0f} ms a step, {figures['memory/peak_mb']:,.0f} MB at most"))
     lines.append(("adapter", f"{folder.adapter} ({figures['file/adapter_bytes'] / 1e6:.2f} MB)"))
     lines.append(("metrics", str(folder.metrics)))
+    lines += [("report", str(folder.reports[0]))] if folder.reports[0].is_file() else []
     return lines
-
-
-def evaluate(model: Model, stage: str, *, data: LightningDataModule) -> dict[str, float]:
-    """Figures of a loaded model on validation or test data."""
-    task = model.task()
-    trainer = make_trainer(model.composed, None)
-    data.setup("validate" if stage == "val" else "test")
-    run = trainer.validate if stage == "val" else trainer.test
-    results = run(task, datamodule=data, verbose=False)
-    return {name: float(value) for result in results for name, value in result.items()}

@@ -41,6 +41,11 @@ class RunFolder:
         return self.root / "metrics.json"
 
     @property
+    def reports(self) -> tuple[Path, Path]:
+        """The report's page and its JSON twin; written before `metrics`, which ends the run."""
+        return self.root / "report.html", self.root / "report.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Where the trainer's state lies."""
         return self.root / "checkpoints"
@@ -73,7 +78,7 @@ class RunFolder:
         """Delete what is to be overwritten, and what a killed process left; nobody else may be using the folder."""
         if self.overwrite and self.config.is_file():
             shutil.rmtree(self.checkpoints, ignore_errors=True)
-            for path in (self.metrics, self.adapter, self.config, self.root / "metrics.csv"):
+            for path in (self.metrics, self.adapter, self.config, self.root / "metrics.csv", *self.reports):
                 path.unlink(missing_ok=True)
         for folder in (self.root, self.checkpoints):
             remove_leftovers(folder)
@@ -119,3 +124,16 @@ def open_folder(out: Path | None, *, config_name: str, overwrite: bool) -> RunFo
         raise ConfigError(f"--out: '{out}' is a file; name a folder")
     folder.refuse_finished()
     return folder
+
+
+def open_measure_folder(out: Path | None, *, adapter: Path, verb: str, overwrite: bool) -> RunFolder:
+    """The folder for the figures of an adapter file; a new one under `runs/` where none is named.
+
+    Raises:
+        ConfigError: It holds a training run, or finished figures and `overwrite` is off, or is no folder.
+    """
+    if out is not None and (RunFolder(out).adapter.is_file() or RunFolder(out).config.is_file()):
+        raise ConfigError(f"--out: '{out}' holds a training run; choose another folder")
+    # Only a suffix of its own keeps a dot in the folder's name from being taken for one.
+    name = f"{adapter.resolve().parent.name}-{verb}.yaml"
+    return open_folder(out, config_name=name, overwrite=overwrite)

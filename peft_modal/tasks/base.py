@@ -15,6 +15,7 @@ from peft_modal.attach import Adapter, Run
 from peft_modal.data.seeding import seeded
 from peft_modal.errors import ConfigError, TrainingError
 from peft_modal.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Share
+from peft_modal.report import Collector, Section
 from peft_modal.tasks.clipping import FrozenGradients
 from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups
 from peft_modal.tasks.tensors import load_tensors, tensors_of
@@ -52,6 +53,8 @@ class Task(LightningModule):
     selection: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/loss", "min")
     """The figure on validation data by which states, and runs, are compared, and which end of it is better."""
     runtime_args: ClassVar[frozenset[str]] = frozenset({"backbone", "adapter", "head", "class_names"})
+    share_metrics: ClassVar[frozenset[str]] = frozenset()
+    """Figures that are fractions of 1, without their stage; shown in percent."""
 
     def __init__(
         self,
@@ -87,6 +90,7 @@ class Task(LightningModule):
         self._batch: Any = None
         self._step = -1
         self._micro = 0
+        self._collector: Collector | None = None
 
     # What a subclass gives.
 
@@ -104,6 +108,15 @@ class Task(LightningModule):
     @abstractmethod
     def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Output) -> None:
         """Add a batch to the stage's metrics and log them."""
+
+    def make_collector(self, *, seed: int) -> Collector | None:
+        """What watches an evaluation for the task's own part of a report; None: the task has none.
+
+        Args:
+            seed: Of choices among samples.
+        """
+        del seed
+        return None
 
     def forward(self, batch: Mapping[str, Any]) -> Output:
         """Predictions of a batch."""
@@ -198,6 +211,16 @@ class Task(LightningModule):
         for name, value in self.evaluation_losses(batch, output).items():
             self.log(f"{stage}/{name}", value, on_epoch=True, batch_size=_size(batch))
         self.update_metrics(stage, batch, output)
+        if self._collector is not None:
+            self._collector.add(batch, output)
+
+    def start_report(self, *, seed: int) -> None:
+        """Let the task watch every batch that is evaluated from now on."""
+        self._collector = self.make_collector(seed=seed)
+
+    def report_sections(self) -> tuple[Section, ...]:
+        """The task's own part of a report on what was evaluated since `start_report`."""
+        return () if self._collector is None else self._collector.sections()
 
     def evaluate(self, stage: Stage, batch: Mapping[str, Any]) -> Output:
         """Predictions outside training; a task may average several passes here."""

@@ -10,14 +10,16 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassAccuracy
 
 from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter
 from peft_modal.data.counts import CountsClasses
 from peft_modal.errors import ConfigError, DataError
 from peft_modal.ranges import NonNegativeFloat, PositiveInt, Share
+from peft_modal.report import Collector
 from peft_modal.tasks.base import Stage, Task
+from peft_modal.tasks.classification_report import ClassificationCollector
 
 
 class Classification(Task):
@@ -41,6 +43,7 @@ class Classification(Task):
     """
 
     selection: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/accuracy", "max")
+    share_metrics: ClassVar[frozenset[str]] = frozenset({"accuracy", "mean_class_accuracy"})
 
     def __init__(
         self,
@@ -81,7 +84,6 @@ class Classification(Task):
             }
         )
         self.metrics = nn.ModuleDict({stage: metrics.clone(prefix=f"{_KEYS[stage]}/") for stage in _KEYS})
-        self.confusion = MulticlassConfusionMatrix(count)
 
     def before_fit(self, data: LightningDataModule) -> None:
         """Balance the class weights, where that is asked for.
@@ -125,12 +127,10 @@ class Classification(Task):
         return functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction=reduction)
 
     def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Tensor) -> None:
-        """Accuracies; on test data the confusion matrix too."""
+        """Accuracies."""
         metrics = self.metrics[f"{stage}_metrics"]
         metrics.update(output.detach(), batch["label"])  # type: ignore[operator]
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(output))  # type: ignore[arg-type]
-        if stage == "test":
-            self.confusion.update(output.detach(), batch["label"])
 
     def predictions(self, output: Tensor) -> list[dict[str, Any]]:
         """For each sample the likeliest class and the probability of every class."""
@@ -142,6 +142,10 @@ class Classification(Task):
             }
             for row in probabilities
         ]
+
+    def make_collector(self, *, seed: int) -> Collector:
+        """Confusion matrix, accuracy of each class, and chosen samples."""
+        return ClassificationCollector(self.class_names, self.predictions, seed=seed)
 
     def evaluate(self, stage: Stage, batch: Mapping[str, Any]) -> Tensor:
         """Logits; on test data averaged over the `votes` views that the data gives of each sample.

@@ -88,6 +88,64 @@ def test_fit_leaves_an_adapter_its_configuration_and_its_figures(run):
         assert (run / name).is_file()
 
 
+def test_fit_leaves_a_report_with_curves_samples_classes_and_parameters(run):
+    twin = json.loads((run / "report.json").read_text())
+    page = (run / "report.html").read_text()
+
+    assert list(twin["sections"]) == [
+        "curves", "samples", "classes", "parameters", "cost", "environment", "reproduce",
+    ]  # fmt: skip
+    assert twin["metrics"] == metrics_of(run)
+    assert twin["problems"] == []
+    loss, *_ = twin["sections"]["curves"]["blocks"][0]["blocks"]
+    assert {name: len(points) for name, points in loss["data"]["series"].items()} == {"training": 3, "validation": 3}
+    tiles = [tile for gallery in twin["sections"]["samples"]["blocks"] for tile in gallery["tiles"]]
+    assert page.count("data:image/png;base64,") == len(tiles) > 0
+    (summary, *_) = twin["sections"]["parameters"]["blocks"]
+    figures = metrics_of(run)
+    assert [(row[0], row[2]) for row in summary["rows"]] == [
+        ("Adapter", figures["params/adapter"]),
+        ("Backbone tensors", figures["params/backbone_trained"]),
+        ("Head", figures["params/head"]),
+    ]
+
+
+def test_the_command_in_the_report_repeats_the_run(run):
+    command = json.loads((run / "report.json").read_text())["sections"]["reproduce"]["blocks"][0]["text"]
+    program, *arguments = command.split(" peft_modal ")
+
+    assert program == "python -m"
+    assert main(arguments[0].split()) == 0
+    assert measured("run-again") == measured(run)
+
+
+def test_a_report_that_fails_costs_nothing_else(monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("out of ink")
+
+    monkeypatch.setattr("peft_modal.running.report.write_report", broken)
+
+    assert main(["fit", *IDPT, "--out", "run"]) == 0
+    assert "warning: there is no report: RuntimeError: out of ink" in capsys.readouterr().err
+    assert "test/accuracy" in metrics_of("run")
+    assert not Path("run/report.html").exists()
+
+
+def test_a_run_that_ends_within_its_report_is_not_finished(run, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("peft_modal.running.report.write_report", interrupted)
+        assert main(["fit", *IDPT, "--out", "stopped"]) == 130
+
+    assert not Path("stopped/metrics.json").exists()
+    assert main(["fit", *IDPT, "--out", "stopped"]) == 0
+    assert Path("stopped/report.html").is_file()
+    assert measured("stopped").items() <= measured(run).items()
+    assert "test/accuracy" in measured("stopped")
+
+
 def test_a_checkpoint_holds_no_frozen_tensor(run):
     state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]  # noqa: TID251 — our own file
     frozen = peft_modal.load(run / "adapter.safetensors").backbone.network.state_dict()
@@ -238,7 +296,36 @@ def test_test_and_validate_give_the_figures_of_the_run(capsys, mode):
     for verb, stage in (("test", "test/"), ("validate", "val/")):
         capsys.readouterr()
         assert main([verb, "--adapter", "run/adapter.safetensors", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out) == {k: v for k, v in figures.items() if k.startswith(stage)}
+        measured_again = json.loads(capsys.readouterr().out)
+        assert Path(measured_again.pop("out")).parent == Path(f"runs/run-{verb}")
+        assert measured_again == {k: v for k, v in figures.items() if k.startswith(stage)}
+
+
+def test_test_leaves_figures_and_a_report_and_does_not_overwrite_them_unless_asked(run, capsys):
+    arguments = ["test", "--adapter", "run/adapter.safetensors", "--task.votes=2", "--out", "measured"]
+    capsys.readouterr()
+
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "measured/report.html" in out
+    assert "measured/metrics.json" in out
+    twin = json.loads(Path("measured/report.json").read_text())
+    assert twin["metrics"] == metrics_of("measured")
+    assert list(twin["sections"]) == ["samples", "classes", "parameters", "cost", "environment", "reproduce"]
+    command = twin["sections"]["reproduce"]["blocks"][0]["text"]
+    assert command == "python -m peft_modal test --adapter run/adapter.safetensors --task.votes=2"
+
+    assert main(arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_test_does_not_write_into_a_training_run(run, capsys):
+    before = metrics_of(run)
+
+    assert main(["test", "--adapter", "run/adapter.safetensors", "--out", "run", "--overwrite"]) == 2
+    assert "holds a training run" in capsys.readouterr().err
+    assert metrics_of(run) == before
 
 
 def test_voting_is_an_option_of_the_test(run, capsys):
@@ -309,6 +396,11 @@ def test_merged_weights_start_another_run():
 def test_masked_pre_training_runs():
     assert main(["fit", *PRETRAIN, "--out", "run"]) == 0
     assert "test/loss" in metrics_of("run")
+    # A task without classes has a report without them.
+    twin = json.loads(Path("run/report.json").read_text())
+
+    assert list(twin["sections"]) == ["curves", "parameters", "cost", "environment", "reproduce"]
+    assert twin["facts"][0]["label"] == "Test loss"
 
 
 def test_an_adapter_refuses_another_backbone(run, tmp_path):
