@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
 from peft_modal.api import Model, build
 from peft_modal.compose import Composed
+from peft_modal.counting import count_parameters
 from peft_modal.errors import FileFormatError, TrainingError
 from peft_modal.files import Header, fingerprint, load_adapter, save_adapter, versions, write_text
 from peft_modal.running.callbacks import Cost
@@ -50,7 +51,7 @@ def fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     trainer = make_trainer(composed, folder, cost=cost)
     _train(trainer, task, data, folder)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    figures = {**metrics, **cost.figures(), **counts(model)}
+    figures = {**metrics, **cost.figures(), **count_parameters(model.backbone, model.adapter, model.head).figures()}
     header = Header(
         config=composed.to_dict(),
         fingerprint=mark,
@@ -68,22 +69,6 @@ def fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     _save(folder, task, Header(**{**header.__dict__, "metrics": figures}))
     write_text(folder.metrics, json.dumps(figures, indent=2, sort_keys=True) + "\n")
     return figures
-
-
-def counts(model: Model) -> dict[str, float]:
-    """Numbers of parameters: what the method adds, what of the backbone it trains, the head's, and all."""
-    own = model.adapter.counts()
-    head = sum(p.numel() for p in model.head.parameters())
-    backbone = sum(p.numel() for p in model.backbone.network.parameters())
-    trained = own["adapter"] + own["backbone"] + head
-    total = backbone + own["adapter"] + head
-    return {
-        "params/adapter": float(own["adapter"]),
-        "params/backbone_trained": float(own["backbone"]),
-        "params/head": float(head),
-        "params/total": float(total),
-        "params/trained_share": trained / total,
-    }
 
 
 def test(trainer: Trainer, task: Task, data: LightningDataModule) -> dict[str, float]:
@@ -153,13 +138,14 @@ def describe(folder: RunFolder, figures: dict[str, float]) -> list[tuple[str, st
     lines += [(name, f"{figures[name]:.4g}") for name in ("test/loss", "val/loss") if name in figures][
         : 0 if lines else 1
     ]
-    trained = figures["params/adapter"] + figures["params/backbone_trained"] + figures["params/head"]
+    parts = {"adapter": "adapter", "backbone_trained": "backbone", "head": "head", "training_only": "training only"}
+    counts = {what: figures[f"params/{name}"] for name, what in parts.items()}
     lines.append(
         (
             "trained",
-            f"{trained:,.0f} of {figures['params/total']:,.0f} parameters "
-            f"({100 * figures['params/trained_share']:.1f} %): {figures['params/adapter']:,.0f} adapter, "
-            f"{figures['params/backbone_trained']:,.0f} backbone, {figures['params/head']:,.0f} head",
+            f"{sum(counts.values()):,.0f} of {figures['params/total']:,.0f} parameters "
+            f"({100 * figures['params/trained_share']:.1f} %): "
+            + ", ".join(f"{n:,.0f} {what}" for what, n in counts.items() if n or what != "training only"),
         )
     )
     if "time/step_ms" in figures:
