@@ -2,8 +2,8 @@
 
 For each method a fresh process takes turns: one step of full fine-tuning, one of the method, and so on; the ratio is
 the median over rounds, so that a busy machine slows both. Another fresh process gives the peak memory of the method
-alone. Steps hold forward, loss, backward and AdamW on a batch in memory, in float32. Results are added to a JSON file as
-they come; what is in it is not measured again.
+alone. Steps hold forward, loss, backward and AdamW on a batch in memory, in float32. Results are added to a JSON file
+as they come; what is in it is not measured again.
 
     python benchmarks/step_cost.py --device cpu --threads 1 --rounds 9
 """

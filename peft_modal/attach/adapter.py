@@ -29,14 +29,15 @@ from peft_modal.attach.weights import (
 )
 from peft_modal.errors import AttachError, FileFormatError
 
-Part = Literal["adapter", "backbone"]
+Part = Literal["adapter", "backbone", "training_only"]
 
 
 class Adapter(nn.Module):
     """What `Method.attach` returns; a method's `build` fills it through the verbs below.
 
-    Two parts own all tensors: `parts.adapter` what the method adds, `parts.backbone` its copies of the backbone's own
-    tensors. The backbone is referred to, never registered.
+    Three parts own all tensors: `adapter` what the method adds, `backbone_tensors` its copies of the backbone's own
+    tensors, and `training_only` what is trained but folded away before saving. The backbone is referred to, never
+    registered.
 
     Args:
         backbone: The backbone to attach to.
@@ -52,6 +53,7 @@ class Adapter(nn.Module):
         self.propagates = propagates
         self.adapter = Namespace()
         self.backbone_tensors = Namespace()
+        self.training_only = Namespace()
         self.attachments: list[Attachment] = []
         self.events = Listeners(self.attachments)
         self.is_enabled = True
@@ -75,10 +77,18 @@ class Adapter(nn.Module):
         finally:
             self._scope = before
 
-    def add(self, name: str, module: nn.Module) -> nn.Module:
-        """Own a module under a dotted name."""
+    def add(self, name: str, module: nn.Module, *, training_only: bool = False) -> nn.Module:
+        """Own a module under a dotted name.
+
+        Args:
+            name: Its name; the scope is put in front.
+            module: The module.
+            training_only: It is trained but not saved: `LifeCycle.finalise` folds what it has learnt into saved tensors
+                (the network that re-parametrises prompts, for instance). Checkpoints of an unfinished run hold it.
+        """
         reference = next(self.backbone.network.parameters())
-        self.adapter.place(self._scope + name, module.to(reference.device))
+        part = self.training_only if training_only else self.adapter
+        part.place(self._scope + name, module.to(reference.device))
         return module
 
     def low_rank(self, site: WeightSite, update: LowRankUpdate) -> None:
@@ -301,25 +311,33 @@ class Adapter(nn.Module):
         self.backbone.adapters.pop(self.name, None)
         forget_compiled()
 
-    def state(self) -> dict[str, Tensor]:
-        """Every tensor the adapter owns, by ownership and never by `requires_grad`; shared tensors once."""
+    def state(self, *, training_only: bool = False) -> dict[str, Tensor]:
+        """Every tensor the adapter owns, by ownership and never by `requires_grad`; shared tensors once.
+
+        Args:
+            training_only: With what only training needs, for a checkpoint that goes on.
+        """
         seen: set[int] = set()
         state = {}
-        for prefix, part in (("adapter", self.adapter), ("backbone", self.backbone_tensors)):
+        for prefix, part in self._parts(training_only=training_only):
             for key, value in part.state_dict(keep_vars=True).items():
                 if id(value) not in seen:
                     seen.add(id(value))
                     state[f"{prefix}.{key}"] = value.detach()
         return state
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
+    def load(self, state: Mapping[str, Tensor], *, training_only: bool = False) -> None:
         """Fill the adapter strictly; modules with data-dependent shapes resize first.
+
+        Args:
+            state: What `state` with the same `training_only` gave.
+            training_only: See `state`.
 
         Raises:
             FileFormatError: A tensor is missing, left over, or of another shape.
         """
         self._resize(state)
-        own = self.state()
+        own = self.state(training_only=training_only)
         missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
         if missing or extra:
             parts = [f"{len(names)} tensors are {what} (first: '{names[0]}')"
@@ -335,18 +353,19 @@ class Adapter(nn.Module):
                 target.copy_(state[name])
 
     def named_trained(self) -> dict[str, nn.Parameter]:
-        """Every trainable tensor by its name in the file, each once."""
+        """Every trainable tensor by its name, which is the one in the file if it is saved; each once."""
         named = {}
-        for prefix, part in (("adapter", self.adapter), ("backbone", self.backbone_tensors)):
+        for prefix, part in self._parts(training_only=True):
             named.update({f"{prefix}.{name}": parameter for name, parameter in part.named_parameters()})
         return named
 
     def counts(self) -> dict[Part, int]:
-        """Number of trained parameters the method adds, and of the backbone's own that it trains."""
-        return {
-            "adapter": sum(p.numel() for p in self.adapter.parameters()),
-            "backbone": sum(p.numel() for p in self.backbone_tensors.parameters()),
-        }
+        """Trained parameters that the method adds, that are the backbone's own, and that are not saved."""
+        return {part: sum(p.numel() for p in module.parameters()) for part, module in self._parts(training_only=True)}
+
+    def _parts(self, *, training_only: bool) -> tuple[tuple[Part, Namespace], ...]:
+        saved: tuple[tuple[Part, Namespace], ...] = (("adapter", self.adapter), ("backbone", self.backbone_tensors))
+        return (*saved, ("training_only", self.training_only)) if training_only else saved
 
     def _hang(self, attachment: Attachment) -> None:
         attachment.hang(self.backbone)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from enum import IntEnum
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from peft_modal.anatomy import Backbone
+from peft_modal.anatomy import Backbone, Port, WeightSite
 from peft_modal.errors import MergeError
 
 
@@ -97,6 +98,14 @@ class Attachment(ABC):
     @abstractmethod
     def describe(self) -> str:
         """What it is and where, for sentences."""
+
+    def where(self) -> tuple[WeightSite | Port, ...]:
+        """The sites and ports that it acts on, in order of execution; empty where the anatomy names none."""
+        return ()
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """The trained tensors that it acts with."""
+        return ()
 
 
 def scaled(base: Tensor | None, changed: Tensor, weight: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -95,6 +96,14 @@ class BranchAttachment(Attachment):
     @override
     def describe(self) -> str:
         return f"a branch from '{self.tap.name}' to '{self.inject.name}'"
+
+    @override
+    def where(self) -> tuple[Port, ...]:
+        return (self.inject,) if self.mode == "apply" else (self.tap, self.inject)
+
+    @override
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return self.module.parameters()
 
 
 class _Read:

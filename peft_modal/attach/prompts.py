@@ -6,7 +6,7 @@ a fixed length before every block. Pooling and dense heads never see a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -146,7 +146,15 @@ class PromptAttachment(Attachment):
 
     @override
     def describe(self) -> str:
-        return f"prompts in {len(self.ports)} blocks"
+        return f"a set of prompts in {len(self.ports)} block{'s' if len(self.ports) > 1 else ''}"
+
+    @override
+    def where(self) -> tuple[Port, ...]:
+        return tuple(before for _, before, _ in self.ports)
+
+    @override
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return self.prompts.source.parameters()
 
 
 class _Insert:

@@ -44,3 +44,7 @@ class TapAttachment(Attachment):
     @override
     def describe(self) -> str:
         return f"a tap at '{self.port.name}'"
+
+    @override
+    def where(self) -> tuple[Port, ...]:
+        return (self.port,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,14 @@ class UpdateAttachment(Attachment):
     @override
     def describe(self) -> str:
         return f"a low-rank update of '{self.site.name}'"
+
+    @override
+    def where(self) -> tuple[WeightSite, ...]:
+        return (self.site,)
+
+    @override
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return self.update.parameters()
 
 
 class LowRankTransform(nn.Module):
@@ -127,6 +136,14 @@ class TransformAttachment(Attachment):
     def describe(self) -> str:
         return f"a computed '{self.site.name}'"
 
+    @override
+    def where(self) -> tuple[WeightSite, ...]:
+        return (self.site,)
+
+    @override
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return self.transform.parameters()
+
 
 class LeafAttachment(Attachment):
     """A tensor of the adapter that stands in for a whole stored tensor: a trained copy, or a drifting statistic.
@@ -175,6 +192,10 @@ class LeafAttachment(Attachment):
     @override
     def describe(self) -> str:
         return f"a trained '{self.path}'"
+
+    @override
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return (self.value,) if isinstance(self.value, nn.Parameter) else ()
 
 
 class ReplaceSlice(nn.Module):

@@ -5,27 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from peft_modal.data.cache_folder import cache_folder
 from peft_modal.errors import WriteError
 from peft_modal.files import replacing
 
 _LOG = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """`PEFT_MODAL_CACHE` if set, else `peft_modal` in the user's cache folder; it need not exist yet."""
-    own = os.environ.get("PEFT_MODAL_CACHE")
-    if own:
-        return Path(own).expanduser()
-    user = os.environ.get("XDG_CACHE_HOME")
-    return (Path(user) if user else Path.home() / ".cache") / "peft_modal"
 
 
 def cached_tensors(name: str, key: Mapping[str, object], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -52,7 +52,8 @@ class Method(ABC):
         generator = generator or torch.Generator().manual_seed(0)
         adapter = Adapter(backbone, name, propagates=self.needs_backward_through_backbone)
         backbone.adapters[name] = adapter
-        seed = int(torch.randint(2**62, (1,), generator=generator))
+        # The device is named so that a network on the meta device draws a seed, too.
+        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)

@@ -8,8 +8,9 @@ import time
 
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
-from peft_modal.api import Model, build
+from peft_modal.api import build
 from peft_modal.compose import Composed
+from peft_modal.counting import count_parameters
 from peft_modal.errors import FileFormatError
 from peft_modal.files import Header, fingerprint, load_adapter, save_adapter, versions, write_text
 from peft_modal.running.callbacks import Cost
@@ -18,9 +19,9 @@ from peft_modal.running.faults import in_sentences
 from peft_modal.running.folder import RunFolder, refuse_other_settings
 from peft_modal.running.history import History, Table
 from peft_modal.running.lock import locked
-from peft_modal.running.selection import Selection
 from peft_modal.running.parameters import trained_shapes
 from peft_modal.running.report import ReportedRun, leave_report
+from peft_modal.running.selection import Selection
 from peft_modal.running.trainer import make_trainer
 from peft_modal.tasks.base import Task
 from peft_modal.tasks.tensors import load_tensors
@@ -64,7 +65,8 @@ def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     _prepare(task, data)
     trained = trained_shapes(task)
     _train(trainer, task, data, folder)
-    figures = {**history.figures, **selection.figures(), **cost.figures(), **counts(model)}
+    counts = count_parameters(model.backbone, model.adapter, model.head)
+    figures = {**history.figures, **selection.figures(), **cost.figures(), **counts.figures()}
     header = Header(
         config=composed.to_dict(),
         fingerprint=mark,
@@ -85,22 +87,6 @@ def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     leave_report(ReportedRun("fit", composed, folder, figures, task, trained, command))
     write_text(folder.metrics, json.dumps(figures, indent=2, sort_keys=True) + "\n")
     return figures
-
-
-def counts(model: Model) -> dict[str, float]:
-    """Numbers of parameters: what the method adds, what of the backbone it trains, the head's, and all."""
-    own = model.adapter.counts()
-    head = sum(p.numel() for p in model.head.parameters())
-    backbone = sum(p.numel() for p in model.backbone.network.parameters())
-    trained = own["adapter"] + own["backbone"] + head
-    total = backbone + own["adapter"] + head
-    return {
-        "params/adapter": float(own["adapter"]),
-        "params/backbone_trained": float(own["backbone"]),
-        "params/head": float(head),
-        "params/total": float(total),
-        "params/trained_share": trained / total,
-    }
 
 
 def test(trainer: Trainer, task: Task, data: LightningDataModule) -> dict[str, float]:
@@ -156,13 +142,14 @@ def describe(folder: RunFolder, figures: dict[str, float]) -> list[tuple[str, st
         )
     if "stopped/epoch" in figures:
         lines.append(("stopped early", f"after epoch {figures['stopped/epoch'] + 1:.0f}: no better validation since"))
-    trained = figures["params/adapter"] + figures["params/backbone_trained"] + figures["params/head"]
+    parts = {"adapter": "adapter", "backbone_trained": "backbone", "head": "head", "training_only": "training only"}
+    counts = {what: figures[f"params/{name}"] for name, what in parts.items()}
     lines.append(
         (
             "trained",
-            f"{trained:,.0f} of {figures['params/total']:,.0f} parameters "
-            f"({100 * figures['params/trained_share']:.1f} %): {figures['params/adapter']:,.0f} adapter, "
-            f"{figures['params/backbone_trained']:,.0f} backbone, {figures['params/head']:,.0f} head",
+            f"{sum(counts.values()):,.0f} of {figures['params/total']:,.0f} parameters "
+            f"({100 * figures['params/trained_share']:.1f} %): "
+            + ", ".join(f"{n:,.0f} {what}" for what, n in counts.items() if n or what != "training only"),
         )
     )
     if "time/step_ms" in figures:

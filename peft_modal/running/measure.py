@@ -11,10 +11,10 @@ from typing import Final, Literal
 from lightning.pytorch import LightningDataModule
 
 from peft_modal.api import Model
+from peft_modal.counting import count_parameters
 from peft_modal.files import write_text
 from peft_modal.running.callbacks import peak_memory_mb
 from peft_modal.running.faults import in_sentences
-from peft_modal.running.fit import counts
 from peft_modal.running.folder import RunFolder
 from peft_modal.running.lock import locked
 from peft_modal.running.parameters import trained_shapes
@@ -57,7 +57,7 @@ def _measure(
     run = trainer.validate if verb == "validate" else trainer.test
     results = run(task, datamodule=data, verbose=False)
     figures = {name: float(value) for result in results for name, value in result.items()}
-    figures |= counts(model)
+    figures |= count_parameters(model.backbone, model.adapter, model.head).figures()
     figures["file/adapter_bytes"] = float(adapter.stat().st_size)
     figures["memory/peak_mb"] = peak_memory_mb()
     figures["time/total_s"] = time.perf_counter() - started

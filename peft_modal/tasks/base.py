@@ -309,11 +309,11 @@ class Task(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained."""
-        checkpoint["state_dict"] = self.tensors()
+        checkpoint["state_dict"] = tensors_of(self.adapter, self.head, training_only=True)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill adapter and head; Lightning then finds nothing left to load."""
-        load_tensors(self.adapter, self.head, checkpoint["state_dict"])
+        load_tensors(self.adapter, self.head, checkpoint["state_dict"], training_only=True)
         checkpoint["state_dict"] = {}
 
 

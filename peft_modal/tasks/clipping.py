@@ -23,18 +23,18 @@ class FrozenGradients:
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        self._stand_ins = Adapter(backbone, "clip_scope")
+        self.stand_ins = Adapter(backbone, "clip_scope")
         for path, _ in backbone.network.named_parameters():
             if not any(adapter.owns(path) for adapter in backbone.adapters.values()):
-                self._stand_ins.own_tensor(path)
+                self.stand_ins.own_tensor(path)
 
     def clip(self, trained: Iterable[nn.Parameter], max_norm: float) -> None:
         """Scale the gradients of `trained` so that the norm over them and the frozen ones is at most `max_norm`."""
-        frozen = list(self._stand_ins.parameters())
+        frozen = list(self.stand_ins.parameters())
         nn.utils.clip_grad_norm_([*trained, *frozen], max_norm)
         for parameter in frozen:
             parameter.grad = None
 
     def detach(self) -> None:
         """Let the backbone's own tensors be read again."""
-        self._stand_ins.detach()
+        self.stand_ins.detach()

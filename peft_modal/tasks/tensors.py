@@ -12,13 +12,24 @@ from peft_modal.errors import FileFormatError
 _HEAD = "head."
 
 
-def tensors_of(adapter: Adapter, head: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of adapter and head: `adapter.*`, `backbone.*`, `head.*`."""
-    return {**adapter.state(), **{_HEAD + name: tensor for name, tensor in head.state_dict().items()}}
+def tensors_of(adapter: Adapter, head: nn.Module, *, training_only: bool = False) -> dict[str, Tensor]:
+    """Parameters and buffers of adapter and head: `adapter.*`, `backbone.*`, `head.*`.
+
+    Args:
+        adapter: The adapter.
+        head: The head.
+        training_only: With what only training needs, for a checkpoint that goes on.
+    """
+    return {
+        **adapter.state(training_only=training_only),
+        **{_HEAD + name: tensor for name, tensor in head.state_dict().items()},
+    }
 
 
-def load_tensors(adapter: Adapter, head: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Fill adapter and head strictly.
+def load_tensors(
+    adapter: Adapter, head: nn.Module, tensors: Mapping[str, Tensor], *, training_only: bool = False
+) -> None:
+    """Fill adapter and head strictly with what `tensors_of` with the same `training_only` gave.
 
     Raises:
         FileFormatError: A tensor is missing, left over, or of another shape.
@@ -33,5 +44,6 @@ def load_tensors(adapter: Adapter, head: nn.Module, tensors: Mapping[str, Tensor
             raise FileFormatError(
                 f"tensor 'head.{name}' has shape {tuple(tensor.shape)}, this head has {tuple(own[name].shape)}"
             )
-    adapter.load({name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)})
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}
+    adapter.load(rest, training_only=training_only)
     head.load_state_dict(given)

@@ -67,7 +67,7 @@ def test_tied_weights_share_one_leaf() -> None:
         gradients(projection_loss(actual), [x, leaf]), gradients(projection_loss(expected), [x, leaf]), strict=True
     ):
         assert_close(got, wanted)
-    assert adapter.counts() == {"adapter": 0, "backbone": 24}
+    assert adapter.counts() == {"adapter": 0, "backbone": 24, "training_only": 0}
     assert list(adapter.state()) == ["backbone.embed.weight"]
 
 
@@ -85,7 +85,7 @@ def test_owning_both_names_of_a_tied_weight_makes_one_leaf() -> None:
     leaves = []
     adapter = attach(backbone, lambda a: leaves.extend(a.own(backbone.anatomy.site(n)) for n in ("embed", "out")))
     assert leaves[0] is leaves[1]
-    assert adapter.counts() == {"adapter": 0, "backbone": 24}
+    assert adapter.counts() == {"adapter": 0, "backbone": 24, "training_only": 0}
 
 
 def test_owning_a_tensor_twice_is_refused_under_another_scope_too() -> None:

@@ -3,7 +3,8 @@ import logging
 import pytest
 import torch
 
-from peft_modal.data.cache import cache_folder, cached_tensors
+from peft_modal.data.cache import cached_tensors
+from peft_modal.data.cache_folder import cache_folder
 
 
 @pytest.fixture(autouse=True)

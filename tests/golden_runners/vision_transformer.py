@@ -25,7 +25,7 @@ def ssf(case: GoldenCase) -> None:
 
     adapter.load(case.state(adapter.state(), lambda name: f"param.{rename(name)}"))
     if "ssf_param_count" in case.json:
-        assert adapter.counts() == {"adapter": case.json["ssf_param_count"], "backbone": 0}
+        assert adapter.counts() == {"adapter": case.json["ssf_param_count"], "backbone": 0, "training_only": 0}
     head = _head(case, backbone)
     _run(case, backbone, head)
     for name, parameter in adapter.named_trained().items():
