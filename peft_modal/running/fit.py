@@ -13,13 +13,13 @@ from peft_modal.compose import Composed
 from peft_modal.counting import count_parameters
 from peft_modal.errors import FileFormatError
 from peft_modal.files import Header, fingerprint, load_adapter, save_adapter, versions, write_text
+from peft_modal.inspection.places import trained_places
 from peft_modal.running.callbacks import Cost
 from peft_modal.running.checkpoints import damaged_checkpoint, undamaged
 from peft_modal.running.faults import in_sentences
 from peft_modal.running.folder import RunFolder, refuse_other_settings
 from peft_modal.running.history import History, Table
 from peft_modal.running.lock import locked
-from peft_modal.running.parameters import trained_shapes
 from peft_modal.running.report import ReportedRun, leave_report
 from peft_modal.running.selection import Selection
 from peft_modal.running.trainer import make_trainer
@@ -63,7 +63,7 @@ def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     folder.make_room()
     write_text(folder.config, composed.to_yaml())
     _prepare(task, data)
-    trained = trained_shapes(task)
+    trained = trained_places(task.adapter, task.head)
     _train(trainer, task, data, folder)
     counts = count_parameters(model.backbone, model.adapter, model.head)
     figures = {**history.figures, **selection.figures(), **cost.figures(), **counts.figures()}

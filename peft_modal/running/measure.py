@@ -13,11 +13,11 @@ from lightning.pytorch import LightningDataModule
 from peft_modal.api import Model
 from peft_modal.counting import count_parameters
 from peft_modal.files import write_text
+from peft_modal.inspection.places import trained_places
 from peft_modal.running.callbacks import peak_memory_mb
 from peft_modal.running.faults import in_sentences
 from peft_modal.running.folder import RunFolder
 from peft_modal.running.lock import locked
-from peft_modal.running.parameters import trained_shapes
 from peft_modal.running.report import ReportedRun, leave_report
 from peft_modal.running.trainer import make_trainer
 
@@ -63,6 +63,7 @@ def _measure(
     figures["time/total_s"] = time.perf_counter() - started
     # Until the new figures are complete, the folder is not finished.
     folder.metrics.unlink(missing_ok=True)
-    leave_report(ReportedRun(verb, model.composed, folder, figures, task, trained_shapes(task), command))
+    trained = trained_places(task.adapter, task.head)
+    leave_report(ReportedRun(verb, model.composed, folder, figures, task, trained, command))
     write_text(folder.metrics, json.dumps(figures, indent=2, sort_keys=True) + "\n")
     return figures

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Final
 
 from peft_modal.compose import Composed
+from peft_modal.inspection.places import TrainedPlace
 from peft_modal.registry import default_registry
 from peft_modal.report import Code, Fact, Facts, Kind, Report, Row, Section, Text, line_chart, show, write_report
 from peft_modal.running.environment import environment
 from peft_modal.running.folder import RunFolder
-from peft_modal.running.parameters import parameters_section, trained_tensors
+from peft_modal.running.parameters import parameters_section
 from peft_modal.tasks.base import Task
 
 _SPLITS: Final = {"test": "Test", "val": "Validation"}
@@ -34,8 +35,8 @@ class ReportedRun:
     folder: RunFolder
     figures: Mapping[str, float]
     task: Task
-    trained: Mapping[str, tuple[int, ...]]
-    """See `trained_shapes`."""
+    trained: Sequence[TrainedPlace]
+    """What was trained while training lasted; finalising may fold some of it away."""
     command: Sequence[str]
     """Arguments of `python -m peft_modal` that do the same again."""
 
@@ -61,11 +62,10 @@ def run_report(run: ReportedRun) -> Report:
     weights = run.composed.nodes["backbone"].kwargs.get("weights")
     parts = [f"Task {names['task']}", f"head {names['head']}"]
     parts += [f"backbone weights {weights}"] if weights is not None else []
-    tensors = trained_tensors(run.trained, run.task.backbone.anatomy, saved=run.task.tensors())
     sections = (
         _curves(run.folder.root / "metrics.csv", run.task),
         *run.task.report_sections(),
-        parameters_section(tensors, total=int(run.figures["params/total"])),
+        parameters_section(run.trained, total=int(run.figures["params/total"])),
         _cost(run.figures),
         Section("environment", "Environment", (Facts(_environment(run.composed)),)),
         _reproduce(run),

@@ -3,8 +3,9 @@
 import pytest
 
 from peft_modal.errors import MissingExtraError, RegistryError
+from peft_modal.inspection.places import TrainedPlace, TrainedTensor
 from peft_modal.registry import Plugin, Registry
-from peft_modal.running.parameters import TRAINING_ONLY, parameters_section, trained_tensors
+from peft_modal.running.parameters import parameters_section
 from peft_modal.running.report import read_curves
 
 
@@ -30,37 +31,29 @@ def test_without_a_table_there_are_no_curves(tmp_path):
     assert read_curves(tmp_path / "metrics.csv") == {}
 
 
-def test_trained_tensors_belong_to_sites_where_there_are_any():
-    from peft_modal_pointcloud.backbone import PointMAEBackbone
-
-    backbone = PointMAEBackbone(weights="random", dim=24, depth=1, num_heads=3, num_group=16, group_size=8)
-    shapes = {
-        "adapter.blocks.blocks.0.attn.qkv.q.down": (2, 24),
-        "adapter.generator.edge.weight": (3, 4),
-        "backbone.cls_token": (1, 1, 24),
-        "head.0.weight": (5, 24),
-        "adapter.scratch": (7,),
-    }
-    site = next(site for site in backbone.anatomy.sites if site.role == "attn.q")
-    shapes = {name.replace("blocks.blocks.0.attn.qkv.q", site.name): shape for name, shape in shapes.items()}
-
-    tensors = trained_tensors(shapes, backbone.anatomy, saved=set(shapes) - {"adapter.scratch"})
-
-    assert [(t.part, t.site, t.role, t.name, t.count) for t in tensors] == [
-        ("adapter", site.name, "attn.q", "down", 48),
-        ("adapter", "generator.edge", "", "weight", 12),
-        ("backbone tensors", "cls_token", "cls", "cls_token", 24),
-        ("head", "0", "", "weight", 120),
-        (TRAINING_ONLY, "scratch", "", "scratch", 7),
+def test_trained_parameters_are_counted_by_part_and_by_site():
+    tensor = TrainedTensor("adapter.attn.q.down", (2, 24), 48)
+    shift = TrainedTensor("backbone.cls_token", (1, 1, 24), 24)
+    weight = TrainedTensor("head.0.weight", (5, 24), 120)
+    scratch = TrainedTensor("training_only.scratch", (), 1)
+    places = [
+        TrainedPlace("adapter", "blocks", (0, 1), "attn.q", ("blocks.0.attn.q", "blocks.1.attn.q"), (tensor,)),
+        TrainedPlace("backbone", "", (), "cls", ("cls_token",), (shift,)),
+        TrainedPlace("head", "", (), "0", (), (weight,)),
+        TrainedPlace("training_only", "", (), "scratch", (), (scratch,)),
     ]
-    section = parameters_section(tensors, total=1000)
+
+    section = parameters_section(places, total=1000)
+
     assert [row[:3] for row in section.blocks[0].rows] == [
-        ("Adapter", 2, 60),
+        ("Adapter", 1, 48),
         ("Backbone tensors", 1, 24),
         ("Head", 1, 120),
-        ("Training only", 1, 7),
+        ("Training only", 1, 1),
     ]
     assert sum(row[3] for row in section.blocks[0].rows) == pytest.approx(1)
+    assert section.blocks[1].rows == (("blocks.0.attn.q, blocks.1.attn.q", "attn.q", "down 2×24", 48, 48 / 193),)
+    assert section.blocks[4].rows == (("scratch", "scratch scalar", 1, 1 / 193),)
 
 
 def test_where_nothing_is_trained_there_is_no_section():
