@@ -45,7 +45,7 @@ def fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     task = model.task()
     folder.root.mkdir(parents=True, exist_ok=True)
     write_text(folder.config, composed.to_yaml())
-    _prepare(task, data)
+    prepare(task, data)
     cost = Cost()
     trainer = make_trainer(composed, folder, cost=cost)
     _train(trainer, task, data, folder)
@@ -95,7 +95,8 @@ def test(trainer: Trainer, task: Task, data: LightningDataModule) -> dict[str, f
     return {name: float(value) for result in results for name, value in result.items()}
 
 
-def _prepare(task: Task, data: LightningDataModule) -> None:
+def prepare(task: Task, data: LightningDataModule) -> None:
+    """Let a method that calibrates itself see some training batches; the optimiser does not exist yet."""
     if task.adapter.events.wants("prepare"):
         batches = list(itertools.islice(iter(data.train_dataloader()), _CALIBRATION_BATCHES))
         task.eval()

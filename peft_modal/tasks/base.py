@@ -46,6 +46,8 @@ class Task(LightningModule):
     """
 
     runtime_args: ClassVar[frozenset[str]] = frozenset({"backbone", "adapter", "head", "class_names"})
+    selection: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/loss", "min")
+    """The validation figure that settings are chosen by, and whether it shall be small or large."""
 
     def __init__(
         self,

@@ -35,6 +35,8 @@ class Classification(Task):
         votes: Views whose logits are averaged for each test sample; the data makes them.
     """
 
+    selection = ("val/accuracy", "max")
+
     def __init__(
         self,
         backbone: Backbone,
