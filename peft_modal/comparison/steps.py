@@ -7,13 +7,12 @@ the data, so that reading data is not timed.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-import resource
 import statistics
-import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from typing_extensions import override
 from peft_modal.api import build
 from peft_modal.compose import Composed, compose
 from peft_modal.files import write_text
+from peft_modal.running.callbacks import peak_memory_mb
 from peft_modal.running.fit import prepare
 from peft_modal.running.trainer import make_trainer
 
@@ -36,6 +36,21 @@ _TRAINER: Final[dict[str, Any]] = {
     "enable_progress_bar": False,
 }  # fmt: skip
 """What a run of a few steps on one device has instead of the configuration's; precision and accumulation stay."""
+
+
+class Repeated:
+    """One batch, again and again."""
+
+    def __init__(self, batch: Any, count: int) -> None:  # noqa: ANN401 — a batch is anything
+        self._batch, self._count = batch, count
+
+    def __iter__(self) -> Iterator[Any]:
+        """The same batch `count` times."""
+        return itertools.repeat(self._batch, self._count)
+
+    def __len__(self) -> int:
+        """The count."""
+        return self._count
 
 
 class Turns:
@@ -118,7 +133,7 @@ def train(composed: Composed, steps: int, *, callback: Callback | None = None) -
     if callback is not None:
         trainer.callbacks.append(callback)  # type: ignore[attr-defined]
     task.train()
-    trainer.fit(task, train_dataloaders=[batch] * steps)
+    trainer.fit(task, train_dataloaders=Repeated(batch, steps))
 
 
 def pair(reference: Composed, other: Composed, rounds: int) -> dict[str, float]:
@@ -164,11 +179,9 @@ def peak(composed: Composed) -> float:
 
     A fresh process is needed: on a CPU the largest resident size ever is what can be read.
     """
-    before = _resident_mb()
+    before = 0.0 if torch.cuda.is_available() else peak_memory_mb()
     train(composed, 2 * _STEPS)
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return _resident_mb() - before
+    return peak_memory_mb() - before
 
 
 def main(argv: Sequence[str]) -> int:
@@ -191,8 +204,3 @@ def _now(trainer: Trainer) -> float:
     if trainer.strategy.root_device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def _resident_mb() -> float:
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest / 2**20 if sys.platform == "darwin" else largest / 2**10
