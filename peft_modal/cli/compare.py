@@ -65,6 +65,8 @@ def _run(options: Options, out: Path) -> Manifest:
     assert options.methods is not None
     if not options.config:
         raise ConfigError("--config is missing: name the configuration that the methods are compared on")
+    if options.cost_rounds < 0:
+        raise ConfigError(f"--cost-rounds: expected 0 or more, got {options.cost_rounds}")
     plan = make_plan(
         options.config,
         parse_methods(options.methods),

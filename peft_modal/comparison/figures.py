@@ -11,6 +11,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from peft_modal.comparison.plan import Plan
@@ -57,6 +58,9 @@ def plot(plan: Plan, table: Sequence[Row]) -> tuple[Figure, list[Text]]:
     axes.set_xscale("log")
     axes.set_xlabel("trained parameters, head included")
     axes.set_ylabel(style.title("test" if all(row.split == "test" for row in shown) else "validation"))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, color="#e4e8ec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -66,16 +70,15 @@ def plot(plan: Plan, table: Sequence[Row]) -> tuple[Figure, list[Text]]:
     x = [float(row.trained or 0) for row in shown]
     y = [factor * float(row.mean or 0) for row in shown]
     spread = [factor * (row.deviation or 0) for row in shown]
+    decades = math.log10(max(x) / min(x))
+    pad = 10 ** max(0.12 * decades, 0.5 - decades / 2)  # a decade at least, so that the axis has ticks
+    axes.set_xlim(min(x) / pad, max(x) * pad)
     axes.errorbar(
         x, y, yerr=spread, fmt="o", color=_POINT, ecolor=_FAINT, elinewidth=1.2, capsize=3, markersize=_MARKER_PT
     )
-    axes.margins(x=0.12, y=0.12)
-    if max(x) / min(x) < 10:  # a log axis over less than a decade shows no tick
-        centre = math.sqrt(max(x) * min(x))
-        axes.set_xlim(centre / 4, centre * 4)
+    axes.margins(y=0.12)
     figure.draw_without_rendering()
-    axes.set_xlim(axes.get_xlim())
-    axes.set_ylim(axes.get_ylim())
+    axes.set_ylim(axes.get_ylim())  # labels must not move it
     labels = _label(figure, axes, [row.method for row in shown], list(zip(x, y, spread, strict=True)))
     return figure, labels
 
@@ -100,7 +103,7 @@ def _label(figure: Figure, axes: Any, names: Sequence[str], points: Sequence[tup
         label.set_position(axes.transData.inverted().transform(centre))
         taken.append(_box(centre, own.width, own.height))
         labels.append(label)
-        if radius > _RADII_PT[1]:
+        if radius > _RADII_PT[0]:
             axes.annotate(
                 "", xy=(px, py), xytext=centre, xycoords="figure pixels", textcoords="figure pixels",
                 arrowprops={"arrowstyle": "-", "color": _FAINT, "linewidth": 0.7, "shrinkA": 7, "shrinkB": 5},

@@ -35,7 +35,7 @@ th { font-weight: 600; color: var(--faint); border-bottom-color: var(--faint); v
 th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: #fff; }
 td.best { font-weight: 700; color: var(--accent); }
 figure { margin: 1rem 0 0; max-width: 48rem; }
-figure svg { width: 100%; height: auto; display: block; }
+figure svg { width: 100%; min-width: 32rem; height: auto; display: block; }
 pre { background: #f4f6f8; padding: .75rem 1rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere;
       font-size: .85rem; }
 li { overflow-wrap: anywhere; }
@@ -56,7 +56,7 @@ li { overflow-wrap: anywhere; }
 {% endfor %}
 </table></div>
 <p class="faint">{{ caption }}</p>
-<figure role="img" aria-label="{{ metric }} over trained parameters">{{ plot }}</figure>
+<figure class="scroll" role="img" aria-label="{{ metric }} over trained parameters">{{ plot }}</figure>
 {% if grid %}
 <h2>Learning rates</h2>
 <p>{{ metric_val }} of seed {{ seed }} by learning rate; the chosen one is marked.</p>

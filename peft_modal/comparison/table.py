@@ -126,7 +126,7 @@ class Style:
         return f"{100 * value:.1f}" if self.percent else f"{value:.4g}"
 
 
-COLUMNS = ("lr", "trained", "share", "adapter", "step time", "peak memory")
+COLUMNS = ("learning rate", "trained", "share", "adapter", "step time", "peak memory")
 """After the method and the metric."""
 
 
