@@ -40,6 +40,19 @@ class Options:
     """Of the estimate of `inspect`."""
     dtype: str = "float32"
     """Type of merged weights."""
+    methods: str | None = None
+    """Methods to compare, as typed."""
+    seeds: str | None = None
+    """A count or a list, as typed."""
+    lr_grid: str = "0.1,0.3,1,3,10"
+    """Multipliers of the configuration's learning rate, as typed."""
+    cost_rounds: int = 9
+    """Paired rounds of timed steps per method."""
+    storage: str | None = None
+    """URL of the database that workers share."""
+    study: str | None = None
+    """Name of the comparison in that database."""
+    retry_failed: bool = False
     kind: str | None = None
     """The only kind that `list` shows."""
 
@@ -118,6 +131,23 @@ _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
             ("--json",),
             overrides=False,
         ),
+        "compare": _Verb(
+            "train several methods on the same data and write one table",
+            "peft_modal.cli.compare:compare",
+            (
+                "--config",
+                "--methods",
+                "--seeds",
+                "--lr-grid",
+                "--cost-rounds",
+                "--out",
+                "--storage",
+                "--study",
+                "--retry-failed",
+                "--json",
+            ),
+            required=("--out",),
+        ),
         "list": _Verb(
             "what is installed: " + ", ".join(KINDS),
             "peft_modal.cli.listing:list_verb",
@@ -144,6 +174,22 @@ _ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     "--overwrite": {"action": "store_true", "help": "replace a finished run in --out"},
     "--print_config": {"action": "store_true", "help": "print the complete configuration as YAML and stop"},
     "--json": {"action": "store_true", "help": "print the result as JSON"},
+    "--methods": {"metavar": "LIST",
+                  "help": "methods to compare, with arguments if you like: 'idpt,lora(rank=16),full'; without it the "
+                          "table in --out is written again"},
+    "--seeds": {"metavar": "SEEDS", "help": "a count (default 3: seeds 0, 1, 2) or a list such as 0,1,5"},
+    "--lr-grid": {"metavar": "LIST", "default": Options.lr_grid,
+                  "help": "multipliers of task.lr; each method's learning rate is chosen from them on validation data, "
+                          f"by runs of the first seed (default {Options.lr_grid})"},
+    "--cost-rounds": {"type": int, "metavar": "N", "default": Options.cost_rounds,
+                      "help": "rounds in which each method's steps are timed against full fine-tuning's, at the end "
+                              f"(default {Options.cost_rounds}, 0: not at all)"},
+    "--storage": {"metavar": "URL",
+                  "help": "database that processes and machines share one comparison through, such as "
+                          "postgresql://USER:PASSWORD@HOST/NAME (default: an SQLite file in --out)"},
+    "--study": {"metavar": "NAME",
+                "help": "name of the comparison in the database (default: that of the --out folder)"},
+    "--retry-failed": {"action": "store_true", "help": "make the runs that failed once more"},
     "--matrix": {"action": "store_true", "help": "which method works on which backbone, and why not"},
 })  # fmt: skip
 

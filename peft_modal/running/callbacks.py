@@ -94,5 +94,17 @@ def peak_memory_mb() -> float:
     """Peak of the GPU's allocator where there is one, else the peak resident size of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    return peak_resident_mb()
+
+
+def peak_resident_mb() -> float:
+    """Largest resident size of this process so far, in MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not `getrusage`: Linux lets a process start with the peak of the one that started it.
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name == "VmHWM":
+                return int(value.split()[0]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -62,7 +62,7 @@ def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     # Only now: what an older run left is worth more than a configuration that cannot start.
     folder.make_room()
     write_text(folder.config, composed.to_yaml())
-    _prepare(task, data)
+    prepare(task, data)
     trained = trained_places(task.adapter, task.head)
     _train(trainer, task, data, folder)
     counts = count_parameters(model.backbone, model.adapter, model.head)
@@ -98,7 +98,8 @@ def test(trainer: Trainer, task: Task, data: LightningDataModule) -> dict[str, f
     return {name: float(value) for result in results for name, value in result.items()}
 
 
-def _prepare(task: Task, data: LightningDataModule) -> None:
+def prepare(task: Task, data: LightningDataModule) -> None:
+    """Let a method that calibrates itself see some training batches; the optimiser does not exist yet."""
     if task.adapter.events.wants("prepare"):
         batches = list(itertools.islice(iter(data.train_dataloader()), _CALIBRATION_BATCHES))
         task.eval()

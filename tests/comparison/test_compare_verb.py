@@ -1,0 +1,141 @@
+"""`compare` through the command line, with real runs at toy size."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from peft_modal.cli.main import main
+
+TINY = [
+    "--backbone.weights=random", "--backbone.init=torch", "--backbone.dim=24", "--backbone.depth=2",
+    "--backbone.num_heads=3", "--backbone.num_group=16", "--backbone.group_size=8",
+    "--backbone.pointnet_dims=[8,16,16]", "--data.shots=4", "--data.val_per_class=2", "--data.test_per_class=2",
+    "--data.num_points=128", "--data.pool_points=160", "--data.batch_size=16", "--trainer.max_epochs=1",
+    "--trainer.check_val_every_n_epoch=1",
+]  # fmt: skip
+CONFIG = ["compare", "--config", "pointcloud_bench.yaml"]
+
+
+@pytest.fixture(autouse=True)
+def _workspace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PEFT_MODAL_CACHE", str(tmp_path / "cache"))
+
+
+def compare(*arguments, **options):
+    command = [sys.executable, "-m", "peft_modal", *CONFIG, "--out", "out", *arguments, *TINY]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+
+
+def manifest():
+    return json.loads(Path("out/manifest.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_comparison_killed_in_a_run_goes_on_and_gives_one_table(capsys):
+    arguments = ["--methods", "lora(rank=2),linear_probe", "--seeds", "1", "--lr-grid", "1,1e5", "--cost-rounds", "1"]
+    first = compare(*arguments)
+    while not list(Path().glob("out/runs/*/lr*/seed0/metrics.csv")):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.2)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+
+    assert main([*CONFIG, "--out", "out", *arguments, *TINY]) == 0
+    error = capsys.readouterr().err
+    assert "[1/5] lora(rank=2), lr 0.001, seed 0" in error or "[2/5]" in error
+    assert "waiting" not in error
+
+    table = list(csv.DictReader(Path("out/table.csv").open()))
+    assert [row["method"] for row in table] == ["lora(rank=2)", "linear_probe"]
+    assert all(float(row[name]) > 0 for row in table for name in ("trained", "adapter_bytes", "step_ms", "step_ratio",
+                                                                  "peak_mb", "peak_ratio"))  # fmt: skip
+    assert float(table[1]["trained"]) == (24 * 2 + 1) * 12 - 0 * 12
+    runs = {run["key"]: run for run in manifest()["runs"]}
+    assert len(runs) == 5
+    assert all(run["state"] == "done" for run in runs.values())
+    for key, run in runs.items():
+        if key != "cost":
+            assert json.loads(Path("out", key, "metrics.json").read_text()) == run["figures"]
+            assert Path("out", key, "adapter.safetensors").is_file()
+    before = {name: Path("out", name).read_bytes() for name in ("table.csv", "table.md", "table.html", "plot.svg")}
+
+    # Nothing is made again by the same command, and the table alone needs no training.
+    assert main([*CONFIG, "--out", "out", *arguments, *TINY]) == 0
+    assert main(["compare", "--out", "out"]) == 0
+    assert "[" not in capsys.readouterr().err
+    assert {name: Path("out", name).read_bytes() for name in before} == before
+
+    # Another comparison in the same folder is refused.
+    assert main([*CONFIG, "--out", "out", *arguments[:-4], *TINY]) == 2
+    assert "is another comparison" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_that_fails_is_named_and_the_code_is_not_zero(capsys):
+    arguments = ["--methods", "linear_probe", "--seeds", "1", "--lr-grid", "1,1e33", "--cost-rounds", "0"]
+
+    assert main([*CONFIG, "--out", "out", *arguments, *TINY]) == 2
+
+    captured = capsys.readouterr()
+    assert "runs/linear_probe/lr1e+30/seed0: the loss is not finite" in captured.err
+    assert "1 of 2 runs failed; --retry-failed takes them again" in captured.err
+    assert manifest()["choices"]["linear_probe"]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["compare"], "--out"),
+        (["compare", "--out", "out"], "holds no comparison"),
+        (["compare", "--methods", "lora", "--out", "out"], "--config is missing"),
+        ([*CONFIG, "--out", "out"], "--methods is missing: --config would do nothing"),
+        ([*CONFIG, "--methods", "lroa", "--out", "out"], "did you mean 'lora'"),
+        ([*CONFIG, "--methods", "lora", "--out", "out", "--method.rank=3"], "methods are named in --methods"),
+        ([*CONFIG, "--methods", "lora", "--out", "out", "--seeds", "none"], "--seeds"),
+        ([*CONFIG, "--methods", "lora", "--out", "out", "--lr-grid", "0"], "--lr-grid"),
+        ([*CONFIG, "--methods", "lora", "--out", "out", "--cost-rounds", "-1"], "--cost-rounds: expected 0 or more"),
+        ([*CONFIG, "--methods", "lora", "--out", "out", "--cost-rounds", "x"], "--cost-rounds"),
+        ([*CONFIG, "--methods", "lora", "--out", "file"], "'file' is a file"),
+        ([*CONFIG, "--methods", "lora", "--out", "out", "--storage", "x"], "expected a database's URL"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence_and_code_two(arguments, sentence, capsys):
+    Path("file").touch()
+
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+    assert "bug" not in error
+
+
+def test_a_child_ends_when_its_worker_does(tmp_path):
+    script = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'from peft_modal.comparison import child; import time, "
+        "threading; threading.Thread(target=child._end_with_parent, daemon=True).start(); time.sleep(600)'],"
+        " stdin=subprocess.PIPE)\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    pid = int(worker.stdout.readline())
+    worker.kill()
+    worker.communicate()
+
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert worker.returncode == -signal.SIGKILL
+    assert os.getpid() != pid
