@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import torch

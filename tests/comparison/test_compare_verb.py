@@ -54,7 +54,7 @@ def test_a_comparison_killed_in_a_run_goes_on_and_gives_one_table(capsys):
     assert "[1/5] lora(rank=2), lr 0.001, seed 0" in error or "[2/5]" in error
     assert "waiting" not in error
 
-    table = list(csv.DictReader(Path("out/table.csv").open()))
+    table = list(csv.DictReader(Path("out/table.csv").read_text().splitlines()))
     assert [row["method"] for row in table] == ["lora(rank=2)", "linear_probe"]
     assert all(float(row[name]) > 0 for row in table for name in ("trained", "adapter_bytes", "step_ms", "step_ratio",
                                                                   "peak_mb", "peak_ratio"))  # fmt: skip

@@ -52,9 +52,8 @@ def test_trained_parameters_are_counted_by_part_and_by_site():
         ("Training only", 1, 1),
     ]
     assert sum(row[3] for row in section.blocks[0].rows) == pytest.approx(1)
-    assert section.blocks[1].rows == (
-        ("blocks.0.attn.q, blocks.1.attn.q", "attn.q", "down 2\N{MULTIPLICATION SIGN}24", 48, 48 / 193),
-    )
+    named = "down 2\N{MULTIPLICATION SIGN}24"
+    assert section.blocks[1].rows == (("blocks.0.attn.q, blocks.1.attn.q", "attn.q", named, 48, 48 / 193),)
     assert section.blocks[4].rows == (("scratch", "scratch scalar", 1, 1 / 193),)
 
 
