@@ -74,7 +74,7 @@ def _of_run(error: RuntimeError | MemoryError) -> PeftModalError | None:
     text = str(error)
     if isinstance(error, MemoryError) or any(phrase in text for phrase in _NO_MEMORY):
         return TrainingError(
-            "out of memory; lower data.batch_size or what sizes were chosen, or use trainer.precision=bf16-mixed"
+            "out of memory; lower data.batch_size or the sizes that were chosen, or use trainer.precision=bf16-mixed"
         )
     if "DataLoader worker" in text and ("exited unexpectedly" in text or "is killed by signal" in text):
         return TrainingError(
