@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from peft_modal.anatomy import Features, FeatureSpec
+from peft_modal.ranges import PositiveInt, Share
 from peft_modal_heads.pooling import Pooling, require_two
 
 
@@ -32,8 +33,8 @@ class PointCloudMLP(nn.Module):
         num_outputs: int,
         *,
         pool: list[str] | None = None,
-        hidden_dim: int = 256,
-        dropout: float = 0.5,
+        hidden_dim: PositiveInt = 256,
+        dropout: Share = 0.5,
     ) -> None:
         super().__init__()
         self.pool = Pooling(spec, pool)

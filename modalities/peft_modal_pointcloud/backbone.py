@@ -25,6 +25,7 @@ from peft_modal.anatomy import (
 from peft_modal.anatomy.sites import Access
 from peft_modal.errors import WeightsError
 from peft_modal.files import read_tensors
+from peft_modal.ranges import PositiveFloat, PositiveInt, Share
 from peft_modal_pointcloud.foreign import match_backbone, read_point_checkpoint
 from peft_modal_pointcloud.network import Init, PointMAE
 
@@ -68,15 +69,15 @@ class PointMAEBackbone(Backbone):
         *,
         weights: str = "nano",
         frozen_mode: FrozenMode = "eval",
-        dim: int | None = None,
-        depth: int | None = None,
-        num_heads: int | None = None,
-        num_group: int | None = None,
-        group_size: int | None = None,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.1,
-        encoder_dim: int | None = None,
-        pointnet_dims: list[int] | None = None,
+        dim: PositiveInt | None = None,
+        depth: PositiveInt | None = None,
+        num_heads: PositiveInt | None = None,
+        num_group: PositiveInt | None = None,
+        group_size: PositiveInt | None = None,
+        mlp_ratio: PositiveFloat = 4.0,
+        drop_path: Share = 0.1,
+        encoder_dim: PositiveInt | None = None,
+        pointnet_dims: list[PositiveInt] | None = None,
         train_cls: bool = True,
         init: Init = "card",
         init_seed: int = 0,

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from peft_modal.data.epochs import Batch
 from peft_modal.data.seeding import seeded
+from peft_modal.errors import DataError
 from peft_modal_pointcloud.augment import Augmentation, unit
 from peft_modal_pointcloud.readers import read_cloud
 from peft_modal_pointcloud.sampling import farthest_point_sample
@@ -37,8 +38,14 @@ class CloudSet:
 
 
 def read_pool(path: Path, num_points: int, normalize: Normalize) -> Tensor:
-    """Up to four times `num_points` points of a file, (P, 3)."""
+    """Up to four times `num_points` points of a file, (P, 3).
+
+    Raises:
+        DataError: There is one point only.
+    """
     points = read_cloud(path, num_points=_POOL_FACTOR * num_points)
+    if len(points) < 2:
+        raise DataError(f"'{path}' holds a single point, expected a cloud of them.")
     return unit(points) if normalize == "unit" else points
 
 

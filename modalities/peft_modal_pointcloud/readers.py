@@ -77,8 +77,6 @@ def _check(path: Path, values: NDArray[np.generic]) -> None:
         raise DataError(f"'{path}' holds values of type {values.dtype}, expected numbers.")
     if values.size == 0:
         raise DataError(f"'{path}' holds no points.")
-    if values.ndim == 2 and len(values) == 1:
-        raise DataError(f"'{path}' holds a single point, expected a cloud of them.")
     if values.ndim != 2 or values.shape[1] < 3:
         raise DataError(f"'{path}' has shape {values.shape}, expected points in rows of at least 3 columns (x, y, z).")
 

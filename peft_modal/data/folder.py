@@ -65,7 +65,7 @@ def scan_folder(
     """
     if not (0 <= val_share < 1 and 0 <= test_share < 1 and val_share + test_share < 1):
         raise ConfigError(
-            f"data.val_share: {val_share} and test_share {test_share} must be in 0..1 and leave a share for training."
+            f"data: val_share {val_share} and test_share {test_share} must be in 0..1 and leave a share for training."
         )
     root = Path(root)
     suffixes = [s.lower() for s in suffixes]

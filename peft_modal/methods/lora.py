@@ -10,6 +10,7 @@ from peft_modal.attach import Adapter, LowRankUpdate
 from peft_modal.attach.updates import LowRankInit
 from peft_modal.errors import AttachError, ConfigError
 from peft_modal.methods.base import Method
+from peft_modal.ranges import PositiveFloat
 
 
 class LoRA(Method):
@@ -37,7 +38,7 @@ class LoRA(Method):
 
     def __init__(
         self, *, sites: str | list[str] | dict[str, Any] = ["attn.q", "attn.v"],  # noqa: B006 — never changed
-        rank: int = 8, alpha: float | None = None, dropout: float = 0.0, rank_stabilised: bool = False,
+        rank: int = 8, alpha: PositiveFloat | None = None, dropout: float = 0.0, rank_stabilised: bool = False,
         init: LowRankInit = "kaiming",
     ) -> None:  # fmt: skip
         if rank < 1:

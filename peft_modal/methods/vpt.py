@@ -13,6 +13,7 @@ from peft_modal.anatomy import Context, Selector
 from peft_modal.attach import Adapter, PromptSource
 from peft_modal.errors import AttachError, ConfigError
 from peft_modal.methods.base import Method
+from peft_modal.ranges import PositiveInt
 
 PromptInit = Literal["xavier", "normal"]
 
@@ -43,7 +44,7 @@ class VPT(Method):
 
     def __init__(
         self, *, num_tokens: int = 10, deep: bool = True, place: Literal["prefix", "end"] = "prefix",
-        init: PromptInit | None = None, patch_size: int = 16, dropout: float = 0.0,
+        init: PromptInit | None = None, patch_size: PositiveInt = 16, dropout: float = 0.0,
         stacks: str | list[str] | None = None,
     ) -> None:  # fmt: skip
         if num_tokens < 1:

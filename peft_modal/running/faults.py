@@ -73,7 +73,9 @@ def _of_file(error: OSError, folder: Path | None) -> PeftModalError | None:
 def _of_run(error: RuntimeError | MemoryError) -> PeftModalError | None:
     text = str(error)
     if isinstance(error, MemoryError) or any(phrase in text for phrase in _NO_MEMORY):
-        return TrainingError("out of memory; lower data.batch_size, or use trainer.precision=bf16-mixed")
+        return TrainingError(
+            "out of memory; lower data.batch_size or the sizes that were chosen, or use trainer.precision=bf16-mixed"
+        )
     if "DataLoader worker" in text and ("exited unexpectedly" in text or "is killed by signal" in text):
         return TrainingError(
             f"a process that prepares batches died ({_first_line(error)}); free memory or lower data.num_workers, "

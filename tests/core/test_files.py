@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from peft_modal import files
-from peft_modal.errors import FileFormatError
-from peft_modal.files import Header, fingerprint, load_adapter, read_tensors, save_adapter, write_tensors, write_text
+from peft_modal.errors import FileFormatError, WriteError
+from peft_modal.files import (
+    Header,
+    fingerprint,
+    load_adapter,
+    read_tensors,
+    remove_leftovers,
+    save_adapter,
+    write_tensors,
+    write_text,
+)
 
 TENSORS = {"adapter.a": torch.arange(6.0).view(2, 3), "head.weight": torch.ones(2, dtype=torch.float16)}
 HEADER = Header(config={"seed": 0, "method": {"name": "lora"}}, fingerprint="0" * 64, class_names=("bär", "box"))
@@ -158,3 +167,53 @@ def test_a_fingerprint_tells_tensors_apart(other):
 def test_a_fingerprint_does_not_depend_on_order_or_strides():
     a, b = torch.rand(3, 2), torch.rand(2)
     assert fingerprint({"a": a, "b": b}) == fingerprint({"b": b, "a": a.T.contiguous().T})
+
+
+def test_a_file_of_format_version_one_still_loads():
+    tensors, header = load_adapter(Path(__file__).parent / "data/adapter_v1.safetensors")
+
+    assert header.format_version == 1
+    assert (header.class_names, header.config["method"]) == (("b\u00e4r", "box"), {"name": "lora"})
+    assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+
+
+def test_what_version_one_gave_is_written_as_the_current_version(tmp_path):
+    tensors, header = load_adapter(Path(__file__).parent / "data/adapter_v1.safetensors")
+    save_adapter(tmp_path / "new.safetensors", tensors, header)
+
+    assert load_adapter(tmp_path / "new.safetensors")[1].format_version == files.FORMAT_VERSION
+
+
+def test_every_flipped_bit_that_changes_what_is_read_is_noticed(adapter):
+    whole = adapter.read_bytes()
+    for position in range(8, len(whole)):
+        adapter.write_bytes(whole[:position] + bytes([whole[position] ^ (1 << position % 8)]) + whole[position + 1 :])
+        with contextlib.suppress(FileFormatError):
+            # Such as a hexadecimal digit of an escape in the other case.
+            tensors, header = load_adapter(adapter)
+            assert header == HEADER
+            assert fingerprint(tensors) == fingerprint(TENSORS)
+
+
+def test_a_header_that_claims_absurd_sizes_is_refused_without_allocating(tmp_path):
+    path = tmp_path / "absurd.safetensors"
+    for size in (2**60, 2**40, 2**64 - 1):
+        path.write_bytes(size.to_bytes(8, "little") + b"{}")
+        with pytest.raises(FileFormatError, match="no readable safetensors file"):
+            load_adapter(path)
+
+
+def test_a_place_that_cannot_be_written_is_named_with_the_reason(tmp_path):
+    (tmp_path / "file").write_text("text")
+
+    with pytest.raises(WriteError, match=r"file/x.json' cannot be written: (File exists|Not a directory)"):
+        write_text(tmp_path / "file/x.json", "{}")
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    for name in (".adapter.safetensors.abc.tmp", ".hidden", "adapter.safetensors", "notes.tmp"):
+        (tmp_path / name).write_text("")
+
+    remove_leftovers(tmp_path)
+
+    assert {path.name for path in tmp_path.iterdir()} == {".hidden", "adapter.safetensors", "notes.tmp"}
