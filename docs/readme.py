@@ -1,4 +1,4 @@
-"""Fills the generated parts of the README: the matrix from the registry, the transfer table from its results.
+"""Fills the generated parts of the README: the matrix from the registry, tables of results from their files.
 
 python docs/readme.py
 """
@@ -10,6 +10,8 @@ import re
 import statistics
 from pathlib import Path
 
+from peft_modal.comparison.manifest import read_manifest
+from peft_modal.comparison.table import markdown
 from peft_modal.files import write_text
 from peft_modal.registry import default_registry
 from peft_modal.testing.matrix import matrix_table, method_matrix
@@ -33,10 +35,19 @@ def transfer_table(results: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def comparison_part(folder: Path) -> str:
+    """The command that made a comparison, and its table as `compare` writes it from the manifest."""
+    made = read_manifest(folder)
+    return f"```bash\n{made.command}\n```\n\n{markdown(made.plan, made.progress)}"
+
+
 def filled(text: str) -> str:
     """The README with its generated parts made anew."""
     results = json.loads((ROOT / "benchmarks/results/pointcloud_transfer.json").read_text(encoding="utf-8"))
     parts = {"matrix": matrix_table(method_matrix(default_registry())), "transfer": transfer_table(results)}
+    comparison = ROOT / "benchmarks/results/pointcloud_comparison"
+    if (comparison / "manifest.json").is_file():
+        parts["comparison"] = comparison_part(comparison)
     for name, part in parts.items():
         text = re.sub(
             f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, p=part: f"{m[1]}{p}\n{m[2]}", text, flags=re.S

@@ -1,6 +1,7 @@
 """`compare` through the command line, with real runs at toy size."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -54,11 +55,11 @@ def test_a_comparison_killed_in_a_run_goes_on_and_gives_one_table(capsys):
     assert "[1/5] lora(rank=2), lr 0.001, seed 0" in error or "[2/5]" in error
     assert "waiting" not in error
 
-    table = list(csv.DictReader(Path("out/table.csv").read_text().splitlines()))
+    table = list(csv.DictReader(io.StringIO(Path("out/table.csv").read_text())))
     assert [row["method"] for row in table] == ["lora(rank=2)", "linear_probe"]
     assert all(float(row[name]) > 0 for row in table for name in ("trained", "adapter_bytes", "step_ms", "step_ratio",
                                                                   "peak_mb", "peak_ratio"))  # fmt: skip
-    assert float(table[1]["trained"]) == (24 * 2 + 1) * 12 - 0 * 12
+    assert float(table[1]["trained"]) == (2 * 24 + 1) * 12
     runs = {run["key"]: run for run in manifest()["runs"]}
     assert len(runs) == 5
     assert all(run["state"] == "done" for run in runs.values())
@@ -82,9 +83,9 @@ def test_a_comparison_killed_in_a_run_goes_on_and_gives_one_table(capsys):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_that_fails_is_named_and_the_code_is_not_zero(capsys):
-    arguments = ["--methods", "linear_probe", "--seeds", "1", "--lr-grid", "1,1e33", "--cost-rounds", "0"]
+    arguments = ["--methods", "linear_probe", "--seeds", "1", "--lr-grid", "1e-33,1", "--cost-rounds", "0"]
 
-    assert main([*CONFIG, "--out", "out", *arguments, *TINY]) == 2
+    assert main([*CONFIG, "--out", "out", *arguments, *TINY, "--task.lr=1e30"]) == 2
 
     captured = capsys.readouterr()
     assert "runs/linear_probe/lr1e+30/seed0: the loss is not finite" in captured.err

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import comparisons
 import pytest
-import test_storage
+from sharing import assert_lost, assert_shared, assert_taken_over
 
 
 def program(name):
@@ -64,12 +64,12 @@ def url(server):
 
 
 def test_workers_that_start_together_make_every_run_once(url, tmp_path):
-    test_storage.assert_shared(url, tmp_path, comparisons.make(seeds=range(4), cost_rounds=1), count=3)
+    assert_shared(url, tmp_path, comparisons.make(seeds=range(4), cost_rounds=1), count=3)
 
 
 def test_the_run_of_a_killed_worker_is_taken_over(url, tmp_path):
-    test_storage.assert_taken_over(url, tmp_path, comparisons.make(methods=["lora"]))
+    assert_taken_over(url, tmp_path, comparisons.make(methods=["lora"]))
 
 
 def test_a_worker_without_signs_of_life_loses_its_run(url):
-    test_storage.test_a_worker_without_signs_of_life_loses_its_run(url)
+    assert_lost(url, comparisons.make())
