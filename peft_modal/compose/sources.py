@@ -31,7 +31,7 @@ class ConfigFile:
     @property
     def summary(self) -> str:
         """The first comment line of the file, "" if it starts otherwise."""
-        first = self.file.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+        first = self.file.read_bytes().partition(b"\n")[0].decode(errors="replace")
         return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 

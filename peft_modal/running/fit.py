@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
 from peft_modal.api import Model, build
 from peft_modal.compose import Composed
-from peft_modal.errors import FileFormatError, TrainingError
+from peft_modal.errors import DataError, FileFormatError, TrainingError
 from peft_modal.files import Header, fingerprint, load_adapter, save_adapter, versions, write_text
 from peft_modal.running.callbacks import Cost
 from peft_modal.running.folder import RunFolder, refuse_other_settings
@@ -174,6 +174,8 @@ def evaluate(model: Model, stage: str, *, data: LightningDataModule) -> dict[str
     task = model.task()
     trainer = make_trainer(model.composed, None)
     data.setup("validate" if stage == "val" else "test")
+    if not (data.val_dataloader() if stage == "val" else data.test_dataloader()):
+        raise DataError(f"the data has no {stage} samples to measure on")
     run = trainer.validate if stage == "val" else trainer.test
     results = run(task, datamodule=data, verbose=False)
     return {name: float(value) for result in results for name, value in result.items()}
