@@ -38,6 +38,8 @@ class Options:
     """Type of merged weights."""
     kind: str | None = None
     """The only kind that `list` shows."""
+    name: str | None = None
+    """Of the plugin that `new-plugin` writes."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +91,26 @@ _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
             ("kind", "--matrix", "--json"),
             overrides=False,
         ),
+        "new-plugin": _Verb(
+            "write a small plugin of your own: backbone, method, head, data, configuration, tests",
+            "peft_modal.cli.new_plugin:new_plugin",
+            ("name", "--out"),
+            overrides=False,
+        ),
     }
 )
 VERBS: Final = tuple(_VERBS)
 
 _ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     "kind": {"nargs": "?", "metavar": "KIND", "help": "show only one of: " + ", ".join(KINDS)},
+    "name": {"metavar": "NAME", "help": "of the package and its modality, such as sleep_eeg"},
     "--config": {"action": "append", "default": [], "metavar": "NAME",
                  "help": "configuration: a local YAML file, or the name of a shipped one; repeat it to lay "
                          "several over each other"},
     "--adapter": {"type": Path, "metavar": "FILE", "help": "adapter file (.safetensors)"},
     "--input": {"type": Path, "metavar": "PATH", "help": "file or folder to predict on"},
-    "--out": {"type": Path, "metavar": "PATH", "help": "where results go; fit: default runs/<config>/<time>"},
+    "--out": {"type": Path, "metavar": "PATH", "help": "where results go; fit: default runs/<config>/<time>, "
+                                                          "new-plugin: default NAME"},
     "--dtype": {"choices": ["float32", "float16", "bfloat16"], "default": "float32",
                 "help": "type of the merged weights (default float32)"},
     "--overwrite": {"action": "store_true", "help": "replace a finished run in --out"},

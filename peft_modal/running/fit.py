@@ -170,7 +170,11 @@ def describe(folder: RunFolder, figures: dict[str, float]) -> list[tuple[str, st
 
 
 def evaluate(model: Model, stage: str, *, data: LightningDataModule) -> dict[str, float]:
-    """Figures of a loaded model on validation or test data."""
+    """Figures of a loaded model on validation or test data.
+
+    Raises:
+        DataError: The data has no such split.
+    """
     task = model.task()
     trainer = make_trainer(model.composed, None)
     data.setup("validate" if stage == "val" else "test")

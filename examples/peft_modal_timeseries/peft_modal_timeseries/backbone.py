@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -21,8 +20,7 @@ from peft_modal.anatomy import (
     Segment,
     TokenLayout,
 )
-from peft_modal.errors import WeightsError
-from peft_modal.files import read_tensors
+from peft_modal.weights import load_network
 from peft_modal_timeseries.network import PatchTransformer
 
 STREAM: tuple[Access, ...] = ("read", "add", "replace", "tokens")
@@ -97,28 +95,9 @@ class PatchTransformerBackbone(Backbone):
             return
         if self.weights == "nano":
             with resources.as_file(resources.files("peft_modal_timeseries") / "nano.safetensors") as path:
-                state = read_tensors(path)[0]
+                load_network(self.network, path)
         else:
-            path = Path(self.weights).expanduser()
-            if not path.is_file():
-                raise WeightsError(
-                    f"backbone.weights: '{self.weights}' is neither 'nano' nor 'random' nor an existing file"
-                )
-            state = read_tensors(path)[0]
-        own = self.network.state_dict()
-        problems = [f"no '{name}'" for name in own if name not in state]
-        problems += [f"an unknown '{name}'" for name in state if name not in own]
-        problems += [
-            f"'{name}' of shape {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-            for name, tensor in own.items()
-            if name in state and state[name].shape != tensor.shape
-        ]
-        if problems:
-            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-            raise WeightsError(
-                f"backbone.weights: '{self.weights}' is of another architecture: it has {', '.join(problems[:3])}{more}"
-            )
-        self.network.load_state_dict(state)
+            load_network(self.network, self.weights)
 
     def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
         """Tokens of `series` (B, C, T)."""
