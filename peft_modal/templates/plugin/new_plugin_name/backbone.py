@@ -36,11 +36,15 @@ class Block(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, D) to the same shape."""
-        qkv = self.qkv(self.norm1(x)).unflatten(2, (3, self.num_heads, -1))  # (B, N, 3, H, D/H)
+        qkv = self.qkv(self.norm1(x)).unflatten(
+            2, (3, self.num_heads, -1)
+        )  # (B, N, 3, H, D/H)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, D/H) each
         mixed = functional.scaled_dot_product_attention(query, key, value)
         x = x + self.proj(mixed.transpose(1, 2).flatten(2))
@@ -50,11 +54,15 @@ class Block(nn.Module):
 class Network(nn.Module):
     """Vectors of a sequence as tokens, through transformer blocks."""
 
-    def __init__(self, *, num_features: int, dim: int, depth: int, num_heads: int, max_steps: int) -> None:
+    def __init__(
+        self, *, num_features: int, dim: int, depth: int, num_heads: int, max_steps: int
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(num_features, dim)
         self.pos = nn.Parameter(0.02 * torch.randn(max_steps, dim))
-        self.blocks = nn.ModuleList(Block(dim, num_heads=num_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(dim, num_heads=num_heads) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(dim)
         self.grad_checkpointing = False
 
@@ -66,7 +74,9 @@ class Network(nn.Module):
         """
         most, width = len(self.pos), self.embed.in_features
         if x.dim() != 3 or x.shape[1] > most or x.shape[2] != width:
-            raise DataError(f"expected sequences of shape (B, up to {most}, {width}), got {tuple(x.shape)}")
+            raise DataError(
+                f"expected sequences of shape (B, up to {most}, {width}), got {tuple(x.shape)}"
+            )
         x = self.embed(x) + self.pos[: x.shape[1]]
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
@@ -178,5 +188,7 @@ def encoder_anatomy(network: Network, *, dim: int, num_heads: int) -> Anatomy:
     b.port("final.norm.in", "norm", "in", width=dim, allows=STREAM)
     b.op("norm", "norm")
     b.port("final.norm.out", "norm", "out", width=dim, allows=STREAM)
-    layout = TokenLayout(segments=(Segment("steps", None),), body="sequence", prompt_index=0)
+    layout = TokenLayout(
+        segments=(Segment("steps", None),), body="sequence", prompt_index=0
+    )
     return b.build(layouts={"blocks": layout})

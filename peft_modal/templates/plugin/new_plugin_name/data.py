@@ -29,9 +29,13 @@ def read_sequence(path: Path) -> Tensor:
         values = np.load(path, allow_pickle=False)
         sequence = torch.from_numpy(np.asarray(values, dtype=np.float32))
     except (OSError, ValueError, TypeError, EOFError) as error:
-        raise DataError(f"'{path}' cannot be read as an array of numbers: {error}") from error
+        raise DataError(
+            f"'{path}' cannot be read as an array of numbers: {error}"
+        ) from error
     if sequence.dim() != 2 or not len(sequence):
-        raise DataError(f"'{path}' has shape {tuple(sequence.shape)}, expected (steps, features)")
+        raise DataError(
+            f"'{path}' has shape {tuple(sequence.shape)}, expected (steps, features)"
+        )
     if not sequence.isfinite().all():
         raise DataError(f"'{path}' holds NaN or infinity")
     return sequence
@@ -47,7 +51,9 @@ class Sequences(SplitData):
         num_workers: Processes that prepare batches.
     """
 
-    def __init__(self, *, batch_size: int, length: int, seed: int, num_workers: int) -> None:
+    def __init__(
+        self, *, batch_size: int, length: int, seed: int, num_workers: int
+    ) -> None:
         super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
         require_positive(length=length)
         self.length = length
@@ -61,10 +67,14 @@ class Sequences(SplitData):
         """A sequence (length, F) as the network sees it."""
         return sequence[torch.arange(self.length) % len(sequence)]
 
-    def predict_items(self, path: str | Path) -> tuple[Sequence[str | Path], Iterable[Batch]]:
+    def predict_items(
+        self, path: str | Path
+    ) -> tuple[Sequence[str | Path], Iterable[Batch]]:
         """The files below a path, and batches of them in the same order."""
         files = list_files(path, SUFFIXES)
-        samples: Any = [{"sequence": self.prepare(read_sequence(file))} for file in files]
+        samples: Any = [
+            {"sequence": self.prepare(read_sequence(file))} for file in files
+        ]
         return files, DataLoader(samples, batch_size=2 * self.batch_size)
 
 
@@ -90,7 +100,9 @@ class Waves(Sequences):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(batch_size=batch_size, length=length, seed=seed, num_workers=num_workers)
+        super().__init__(
+            batch_size=batch_size, length=length, seed=seed, num_workers=num_workers
+        )
         require_positive(per_class=per_class)
         self.class_names = ("sawtooth", "sine", "square")
         self.per_class = per_class
@@ -109,7 +121,12 @@ class Waves(Sequences):
                 wave = (turns.frac() * 2 - 1, sine, sine.sign())[label]
                 both = torch.stack([wave, wave.roll(3)], 1)
                 noise = torch.randn(both.shape, generator=generator)
-                samples.append({"sequence": both + self.noise * noise, "label": torch.tensor(label)})
+                samples.append(
+                    {
+                        "sequence": both + self.noise * noise,
+                        "label": torch.tensor(label),
+                    }
+                )
         return samples
 
 
@@ -137,7 +154,9 @@ class Folder(Sequences):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(batch_size=batch_size, length=length, seed=seed, num_workers=num_workers)
+        super().__init__(
+            batch_size=batch_size, length=length, seed=seed, num_workers=num_workers
+        )
         self.root = root
         self.shares = {"val_share": val_share, "test_share": test_share}
 
@@ -147,5 +166,9 @@ class Folder(Sequences):
         self.class_names = index.class_names
         items = {"train": index.train, "val": index.val, "test": index.test}[part]
         return [
-            {"sequence": self.prepare(read_sequence(item.path)), "label": torch.tensor(item.label)} for item in items
+            {
+                "sequence": self.prepare(read_sequence(item.path)),
+                "label": torch.tensor(item.label),
+            }
+            for item in items
         ]

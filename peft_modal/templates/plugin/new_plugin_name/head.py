@@ -19,7 +19,9 @@ class MeanLinear(nn.Module):
 
     runtime_args: ClassVar[frozenset[str]] = frozenset({"spec", "num_outputs"})
 
-    def __init__(self, spec: FeatureSpec, num_outputs: int, *, normalise: bool = False) -> None:
+    def __init__(
+        self, spec: FeatureSpec, num_outputs: int, *, normalise: bool = False
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(spec.width) if normalise else nn.Identity()
         self.linear = nn.Linear(spec.width, num_outputs)

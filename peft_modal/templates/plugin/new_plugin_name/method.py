@@ -22,7 +22,9 @@ class Branch(Method):
 
     identity_at_init = True
 
-    def __init__(self, *, hidden_dim: int = 8, blocks: str | list[int] | None = None) -> None:
+    def __init__(
+        self, *, hidden_dim: int = 8, blocks: str | list[int] | None = None
+    ) -> None:
         if hidden_dim < 1:
             raise ConfigError(f"method.hidden_dim: {hidden_dim} is below 1")
         self.hidden_dim = hidden_dim
@@ -33,7 +35,9 @@ class Branch(Method):
         anatomy = adapter.backbone.anatomy
         for tap in select_blocks(anatomy, self.where, role="mlp.norm.out"):
             inject = anatomy.port("block.out", stack=tap.stack, block=tap.block)
-            adapter.branch(tap, inject, Bottleneck(tap.width, hidden_dim=self.hidden_dim))
+            adapter.branch(
+                tap, inject, Bottleneck(tap.width, hidden_dim=self.hidden_dim)
+            )
 
 
 class Bottleneck(nn.Module):

@@ -9,9 +9,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def render(axes: Axes, sample: Mapping[str, Any], prediction: Mapping[str, Any] | None) -> None:
+def render(
+    axes: Axes, sample: Mapping[str, Any], prediction: Mapping[str, Any] | None
+) -> None:
     """Draw every feature of `sample["sequence"]` (T, F) over the steps."""
-    del prediction  # the report writes the class; draw here what lies in the sample, such as boxes
+    del (
+        prediction
+    )  # the report writes the class; draw here what lies in the sample, such as boxes
     for values in sample["sequence"].T:
         axes.plot(values.tolist(), linewidth=1.0)
     axes.set_xlabel("step")

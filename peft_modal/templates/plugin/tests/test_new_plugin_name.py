@@ -14,7 +14,11 @@ from new_plugin_name.backbone import Encoder
 from new_plugin_name.data import Folder, read_sequence
 
 MODALITY = "new_plugin_name"
-METHODS = sorted(entry.name for entry in default_registry().entries("method") if entry.modality in {"", MODALITY})
+METHODS = sorted(
+    entry.name
+    for entry in default_registry().entries("method")
+    if entry.modality in {"", MODALITY}
+)
 
 
 def write_folder(root):
@@ -22,7 +26,9 @@ def write_folder(root):
     for name, height in (("flat", 0.1), ("tall", 3.0)):
         (root / name).mkdir(parents=True)
         for index in range(6):
-            np.save(root / name / f"{index}.npy", height * generator.normal(size=(30, 2)))
+            np.save(
+                root / name / f"{index}.npy", height * generator.normal(size=(30, 2))
+            )
     return root
 
 
@@ -42,7 +48,11 @@ def test_every_method_keeps_its_contracts(name):
 
     results = run_contract(Encoder.tiny, methods[name], leave_out=["compile"])
 
-    assert not {contract: text for contract, text in results.items() if text.startswith("failed")}
+    assert not {
+        contract: text
+        for contract, text in results.items()
+        if text.startswith("failed")
+    }
 
 
 def test_weights_come_back_from_a_merged_file(tmp_path):
@@ -76,10 +86,14 @@ def test_the_configuration_trains_tests_and_predicts(tmp_path, monkeypatch):
     root = write_folder(tmp_path / "own")
     short = ["--trainer.max_epochs=1", "--data.per_class=8"]
 
-    assert main(["fit", "--config", "new_plugin_name.yaml", *short, "--out", "run"]) == 0
+    assert (
+        main(["fit", "--config", "new_plugin_name.yaml", *short, "--out", "run"]) == 0
+    )
     adapter = ["--adapter", "run/adapter.safetensors"]
     assert main(["test", *adapter]) == 0
-    assert main(["predict", *adapter, "--input", str(root), "--out", "predictions"]) == 0
+    assert (
+        main(["predict", *adapter, "--input", str(root), "--out", "predictions"]) == 0
+    )
 
     rows = json.loads((tmp_path / "predictions" / "predictions.json").read_text())
     assert len(rows) == 12
