@@ -7,7 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,10 @@ class Environment:
     def python(self) -> Path:
         return self.root / "bin" / "python"
 
+    @property
+    def packages(self) -> Path:
+        return self.root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+
     def install(self, *arguments: str | Path) -> None:
         self.run("-m", "pip", "install", *PIP, *map(str, arguments)).check_returncode()
 
@@ -47,17 +51,25 @@ class Environment:
 
 
 @pytest.fixture(scope="session")
-def make_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Environment]]:
-    """Makes empty environments; each costs a fraction of a second, since nothing is copied."""
+def make_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Environment]:
+    """Makes environments, empty or with all of another's; nothing is copied."""
 
-    def make() -> Environment:
+    def make(*parents: Environment) -> Environment:
         root = tmp_path_factory.mktemp("environment")
         venv.EnvBuilder(symlinks=True).create(root)
-        paths = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), sysconfig.get_path("purelib")]
-        # `site.addsitedir` reads the .pth files there, too: an editable peft-modal stays visible.
-        lines = [*paths, *(f"import site; site.addsitedir({path!r})" for path in paths[-1:])]
-        packages = root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-        (packages / "parent.pth").write_text("\n".join(lines) + "\n")
-        return Environment(root, {"PEFT_MODAL_CACHE": str(root / "cache"), "PYTHONDONTWRITEBYTECODE": "1"})
+        environment = Environment(root, {"PEFT_MODAL_CACHE": str(root / "cache"), "PYTHONDONTWRITEBYTECODE": "1"})
+        folders = [*(parent.packages for parent in parents), Path(sysconfig.get_path("purelib"))]
+        # Not a plain path: the .pth files there count, too, so an editable peft-modal stays visible.
+        lines = [f"import site; site.addsitedir({str(folder)!r})" for folder in folders]
+        (environment.packages / "parents.pth").write_text("\n".join(lines) + "\n")
+        return environment
 
-    yield make
+    return make
+
+
+@pytest.fixture(scope="session")
+def example(make_environment: Callable[..., Environment]) -> Environment:
+    """An environment with the example distribution."""
+    environment = make_environment()
+    environment.install(EXAMPLE)
+    return environment

@@ -126,7 +126,7 @@ def test_the_code_is_clean_for_mypy(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_its_tests_pass_as_written(tmp_path: Path, make_environment: Callable[[], Environment]) -> None:
+def test_its_tests_pass_as_written(tmp_path: Path, make_environment: Callable[..., Environment]) -> None:
     main(["new-plugin", "sleep_eeg"])
     environment = make_environment()
     environment.install("-e", tmp_path / "sleep_eeg")
