@@ -6,11 +6,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from plugins.conftest import REPOSITORY, Environment
+from plugins.conftest import REPOSITORY
 
 from peft_modal.cli.main import main
 
@@ -123,12 +122,3 @@ def test_the_code_is_clean_for_mypy(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout
-
-
-@pytest.mark.slow
-def test_its_tests_pass_as_written(tmp_path: Path, make_environment: Callable[..., Environment]) -> None:
-    main(["new-plugin", "sleep_eeg"])
-    environment = make_environment()
-    environment.install("-e", tmp_path / "sleep_eeg")
-    result = environment.run("-m", "pytest", "-q", cwd=tmp_path / "sleep_eeg")
-    assert result.returncode == 0, result.stdout[-3000:]

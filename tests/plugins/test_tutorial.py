@@ -1,4 +1,4 @@
-"""Every command of the tutorial runs, in its order."""
+"""Every command of the tutorial runs, in its order; one of them is the new plugin's own tests, as written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from plugins.conftest import PIP, REPOSITORY, Environment
 TUTORIAL = REPOSITORY / "docs" / "tutorial_plugin.md"
 
 
+# A dozen processes that import torch, one after the other.
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_tutorial_runs_as_printed(tmp_path: Path, make_environment: Callable[..., Environment]) -> None:
     blocks = re.findall(r"^```bash\n(.*?)^```$", TUTORIAL.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     assert len(blocks) == 8
