@@ -126,6 +126,8 @@ def fault_of(plugin: object) -> str:
         return f"it is written for plugin API {plugin.api}, this peft_modal supports {PLUGIN_API}: {advice}"
     if plugin.namespace == CORE:
         return f"the modality name '{CORE}' is reserved"
+    if isinstance(plugin.configs, str) or not all(isinstance(name, str) for name in plugin.configs):
+        return f"its configs {plugin.configs!r} are no tuple of package names"
     if plugin.renderer and plugin.renderer.count(":") != 1:
         return f"its renderer '{plugin.renderer}' is not written 'package.module:function'"
     return next(_entry_faults(plugin), "")

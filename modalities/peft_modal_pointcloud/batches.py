@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from peft_modal.data.epochs import Batch
 from peft_modal.data.seeding import seeded
+from peft_modal.data.splits import ShuffledBatches
 from peft_modal.errors import DataError
 from peft_modal_pointcloud.augment import Augmentation, unit
 from peft_modal_pointcloud.readers import read_cloud
@@ -76,26 +77,21 @@ def _redraw(points: Tensor, num_points: int, generator: Generator) -> Tensor:
     return points[torch.randperm(len(points), generator=generator)[:num_points]]
 
 
-class TrainBatches:
-    """The `BatchSource` of a training set."""
+class TrainBatches(ShuffledBatches):
+    """The `BatchSource` of a training set: points of each cloud are drawn anew and augmented."""
 
-    def __init__(self, clouds: CloudSet, batch_size: int, num_points: int, *, augment: Augmentation, seed: int) -> None:
+    def __init__(
+        self, clouds: CloudSet, batch_size: int, num_points: int, *, augmentation: Augmentation, seed: int
+    ) -> None:
+        super().__init__(clouds.clouds, batch_size, seed=seed)
         self.clouds = clouds
-        self.batch_size = batch_size
         self.num_points = num_points
-        self.augment = augment
-        self.seed = seed
+        self.augmentation = augmentation
 
-    def __len__(self) -> int:
-        return max(1, len(self.clouds) // self.batch_size)
-
-    def batch(self, epoch: int, index: int) -> Batch:
-        """Batch `index` of an epoch; see `BatchSource`."""
-        order = torch.randperm(len(self.clouds), generator=seeded("order", self.seed, epoch))
-        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-        generator = seeded("batch", self.seed, epoch, index)
-        points = torch.stack([_redraw(self.clouds.clouds[i], self.num_points, generator) for i in chosen.tolist()])
-        batch = {"points": self.augment(points, generator)}
+    def make(self, chosen: list[int], generator: Generator) -> Batch:
+        """Points (B, num_points, 3) and labels of these clouds."""
+        points = torch.stack([_redraw(self.clouds.clouds[i], self.num_points, generator) for i in chosen])
+        batch = {"points": self.augmentation(points, generator)}
         if self.clouds.labels is not None:
             batch["label"] = self.clouds.labels[chosen]
         return batch

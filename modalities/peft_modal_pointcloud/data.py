@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from peft_modal.data.cache import cached_tensors
-from peft_modal.data.epochs import Batch, epoch_loader
+from peft_modal.data.epochs import Batch
 from peft_modal.data.folder import FolderIndex, list_files, scan_folder
 from peft_modal.data.seeding import seeded
+from peft_modal.data.splits import PARTS, Part, SplitData, require_positive
 from peft_modal.errors import ConfigError, DataError
 from peft_modal.ranges import NonNegativeInt, PositiveInt, Share
 from peft_modal_pointcloud.augment import build_augment, scale_translate
@@ -38,18 +38,8 @@ from peft_modal_pointcloud.solids import DOWNSTREAM_FAMILIES, PRETRAIN_FAMILIES,
 GENERATOR_VERSION = 1
 """Of the generated solids; to be raised with every change that alters a cloud."""
 
-Part = Literal["train", "val", "test"]
 
-_PARTS: dict[str | None, tuple[Part, ...]] = {
-    "fit": ("train", "val"),
-    "validate": ("val",),
-    "test": ("test",),
-    "predict": (),
-    None: ("train", "val", "test"),
-}
-
-
-class PointClouds(LightningDataModule):
+class PointClouds(SplitData):
     """What all point-cloud data modules share; a subclass says in `load` where the clouds come from.
 
     Training batches are shuffled, the last incomplete one is dropped (a smaller data set is one batch), the points of
@@ -67,9 +57,6 @@ class PointClouds(LightningDataModule):
         ConfigError: A number is out of range or a name is unknown.
     """
 
-    class_names: tuple[str, ...]
-    """One name per label; of a folder, known after `setup`."""
-
     def __init__(
         self,
         *,
@@ -80,25 +67,13 @@ class PointClouds(LightningDataModule):
         seed: int,
         num_workers: int,
     ) -> None:
-        super().__init__()
-        _require_positive(batch_size=batch_size, num_points=num_points)
-        if num_workers < 0:
-            raise ConfigError(f"num_workers is {num_workers}, expected 0 or more.")
+        require_positive(batch_size=batch_size, num_points=num_points)
+        super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
         if normalize not in {"unit", "none"}:
             raise ConfigError(f"normalize is '{normalize}', expected 'unit' or 'none'.")
-        self.batch_size = batch_size
         self.num_points = num_points
         self.normalize: Normalize = normalize
-        self.augment = build_augment(augment)
-        self.seed = seed
-        self.num_workers = num_workers
-        self.class_names = ()
-        self._sets: dict[Part, CloudSet] = {}
-
-    @property
-    def num_classes(self) -> int:
-        """Number of class names."""
-        return len(self.class_names)
+        self.augmentation = build_augment(augment)
 
     @property
     def preprocessing(self) -> dict[str, object]:
@@ -109,11 +84,13 @@ class PointClouds(LightningDataModule):
         """The clouds of a split: any number of points for training, `num_points` otherwise."""
         raise NotImplementedError
 
-    def setup(self, stage: str | None = None) -> None:
-        """Load the splits that a stage needs and that are not there yet."""
-        for part in _PARTS[stage]:
-            if part not in self._sets:
-                self._sets[part] = self.load(part)
+    def train_source(self, samples: CloudSet) -> TrainBatches:
+        """Batches whose points are drawn anew."""
+        return TrainBatches(samples, self.batch_size, self.num_points, augmentation=self.augmentation, seed=self.seed)
+
+    def evaluation_set(self, samples: CloudSet) -> FixedClouds:
+        """Clouds as they are."""
+        return FixedClouds(samples)
 
     def class_counts(self) -> list[int]:
         """Training clouds of each class; see `CountsClasses`.
@@ -125,21 +102,6 @@ class PointClouds(LightningDataModule):
         if labels is None:
             raise DataError(f"{type(self).__name__} has no labels here, so its classes cannot be counted.")
         return torch.bincount(labels, minlength=self.num_classes).tolist()
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches of the trainer's current epoch."""
-        source = TrainBatches(
-            self._sets["train"], self.batch_size, self.num_points, augment=self.augment, seed=self.seed
-        )
-        return epoch_loader(source, trainer=lambda: self.trainer, num_workers=self.num_workers)
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Validation clouds in a fixed order; an empty list where the data has none."""
-        return self._evaluation_loader("val")
-
-    def test_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Test clouds in a fixed order."""
-        return self._evaluation_loader("test")
 
     def predict_items(self, path: str | Path) -> tuple[list[Path], DataLoader[Batch]]:
         """The files under a path, and batches {"points"} of them in the same order; needs no `setup`.
@@ -167,12 +129,6 @@ class PointClouds(LightningDataModule):
             points = pool[:, torch.randperm(pool.shape[1], generator=generator)[: points.shape[1]].to(pool.device)]
         view = scale_translate(points.cpu(), generator).to(points.device)
         return {**batch, "points": view}
-
-    def _evaluation_loader(self, part: Part) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        clouds = self._sets[part]
-        if not len(clouds):
-            return []
-        return DataLoader(FixedClouds(clouds), batch_size=2 * self.batch_size, num_workers=self.num_workers)
 
 
 class Solids(PointClouds):
@@ -221,9 +177,7 @@ class Solids(PointClouds):
             seed=seed,
             num_workers=num_workers,
         )
-        _require_positive(
-            shots=shots, val_per_class=val_per_class, test_per_class=test_per_class, per_family=per_family
-        )
+        require_positive(shots=shots, val_per_class=val_per_class, test_per_class=test_per_class, per_family=per_family)
         if pool_points < num_points:
             raise ConfigError(f"pool_points is {pool_points}, expected num_points ({num_points}) or more.")
         if split not in {"downstream", "pretrain"}:
@@ -327,7 +281,7 @@ class Folder(PointClouds):
         Raises:
             DataError: The folder cannot serve, a file cannot be read, or there are no test files to test on.
         """
-        if self._index is None and _PARTS[stage]:
+        if self._index is None and PARTS[stage]:
             self._index = scan_folder(
                 self.root, suffixes=SUFFIXES, val_share=self.val_share, test_share=self.test_share, seed=self.seed
             )
@@ -349,9 +303,3 @@ class Folder(PointClouds):
                 pools = torch.stack([farthest(points, vote_points(self.num_points)) for points in clouds])
             clouds = [fixed_subset(points, self.num_points) for points in clouds]
         return CloudSet(clouds, torch.tensor([item.label for item in items], dtype=torch.int64), pools)
-
-
-def _require_positive(**numbers: int) -> None:
-    problems = [f"{name} is {value}, expected 1 or more." for name, value in numbers.items() if value < 1]
-    if problems:
-        raise ConfigError(*problems)

@@ -7,9 +7,10 @@ from peft_modal.anatomy.context import Context, Contexts, in_backward
 from peft_modal.anatomy.layout import Features, FeatureSpec, Segment, TokenLayout
 from peft_modal.anatomy.registered import adopt_biases, registered, registrations
 from peft_modal.anatomy.selector import Selector
-from peft_modal.anatomy.sites import Port, WeightSite
+from peft_modal.anatomy.sites import Access, Port, WeightSite
 
 __all__ = [
+    "Access",
     "Anatomy",
     "AnatomyBuilder",
     "Backbone",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from peft_modal.anatomy.layout import TokenLayout
+from peft_modal.anatomy.sites import Port
 from peft_modal.errors import ContextError
 
 T = TypeVar("T")
@@ -21,15 +24,30 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)  # noqa: SLF001 — the only way torch offers to ask
 
 
+@dataclass(frozen=True)
+class Inserted:
+    """How many prompts stand in a block at the layout's prompt index, and how many behind the last token."""
+
+    prefix: int = 0
+    end: int = 0
+
+
 class Context:
     """One forward pass: its batch, and values computed once for all layers.
 
     It lives until the next forward of the same backbone starts, not until this one ends: a checkpointed block reads it
     again during backward.
+
+    Args:
+        batch: What the backbone was called with.
+        inserted: Prompts by (stack, block).
     """
 
-    def __init__(self, batch: Mapping[str, Any]) -> None:
+    def __init__(
+        self, batch: Mapping[str, Any], inserted: Mapping[tuple[str, int | None], Inserted] | None = None
+    ) -> None:
         self.batch = batch
+        self._inserted = inserted if inserted is not None else {}
         self.carry: dict[tuple[str, int], Tensor] = {}
         """State of surviving prompts by (set, block), kept per block so that recomputation finds it."""
         self.taps: dict[str, Tensor] = {}
@@ -54,6 +72,19 @@ class Context:
             )
         return self._values[key]
 
+    def data_tokens(self, port: Port, layout: TokenLayout, num_tokens: int) -> slice:
+        """Where the data tokens stand in a sequence that a branch reads at `port`, prompts of all adapters among them.
+
+        Args:
+            port: A sequence port inside a block: `block.in` and `block.out`, or what lies between.
+            layout: The layout of its stack, which knows nothing of prompts.
+            num_tokens: Length of the sequence as it was read.
+        """
+        prompts = self._inserted.get((port.stack, port.block), Inserted())
+        bare = layout.slice(layout.body_name, num_tokens - prompts.prefix - prompts.end)
+        shift = prompts.prefix if layout.prompt_index is not None and layout.prompt_index <= bare.start else 0
+        return slice(bare.start + shift, bare.stop + shift)
+
     def once(self, key: str, compute: Callable[[], T]) -> T:
         """Compute a value at its first use in this pass, without gradients, and share it with every layer."""
         if key not in self._values:
@@ -68,11 +99,13 @@ class Contexts:
     def __init__(self) -> None:
         self._current: Context | None = None
         self._open: list[tuple[weakref.ref[_Sentinel], Context]] = []
+        self.inserted: dict[tuple[str, int | None], Inserted] = {}
+        """The prompts of everything that is attached and enabled, by (stack, block)."""
 
     def begin(self, batch: Mapping[str, Any]) -> Context:
         """Start a forward pass."""
         self._open = [(ref, context) for ref, context in self._open if self._awaits_backward(ref)]
-        self._current = Context(batch)
+        self._current = Context(batch, self.inserted)
         return self._current
 
     def watch(self, output: Tensor) -> None:
@@ -109,7 +142,7 @@ class Contexts:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a pickle starts without open passes: their tensors belong to the original's graph.
-        return {"_current": None, "_open": []}
+        return {"_current": None, "_open": [], "inserted": self.inserted}
 
 
 class _Sentinel:

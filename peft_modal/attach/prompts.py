@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from peft_modal.anatomy import Backbone, Context, Port, TokenLayout, in_backward
+from peft_modal.anatomy.context import Inserted
 from peft_modal.attach.attachment import Attachment
 from peft_modal.attach.hub import Phase, hang, unhang
 
@@ -133,6 +135,7 @@ class PromptAttachment(Attachment):
             hang(backbone, before, Phase.INSERT, self.order, insert)
             hang(backbone, after, Phase.STRIP, -self.order, strip)
             self.actions += [(before, insert), (after, strip)]
+            self._count(backbone, before, self.prompts.num_tokens)
         if self.prompts.export is not None:
             backbone.exports[self.prompts.export] = self.prompts.num_tokens
 
@@ -140,9 +143,18 @@ class PromptAttachment(Attachment):
     def unhang(self, backbone: Backbone) -> None:
         for port, action in self.actions:
             unhang(backbone, port, action)
+            if isinstance(action, _Insert):
+                self._count(backbone, port, -self.prompts.num_tokens)
         self.actions.clear()
         if self.prompts.export is not None:
             backbone.exports.pop(self.prompts.export, None)
+
+    def _count(self, backbone: Backbone, port: Port, change: int) -> None:
+        place = (port.stack, port.block)
+        now = backbone.contexts.inserted.pop(place, Inserted())
+        counted = replace(now, **{self.prompts.place: getattr(now, self.prompts.place) + change})
+        if counted != Inserted():
+            backbone.contexts.inserted[place] = counted
 
     @override
     def describe(self) -> str:

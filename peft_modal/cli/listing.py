@@ -8,7 +8,7 @@ from typing import Final
 
 from peft_modal.cli.options import KINDS, Options
 from peft_modal.cli.output import write_json, write_table
-from peft_modal.compose.sources import list_configs
+from peft_modal.compose.sources import broken_config_packages, list_configs
 from peft_modal.registry import CORE, Noun, Registry, default_registry
 
 _NOUN_OF: Final[dict[str, Noun]] = {
@@ -68,7 +68,9 @@ def _rows(registry: Registry, kind: str) -> Sequence[_Row]:
     if kind == "modalities":
         return _plugin_rows(registry)
     if kind == "configs":
-        return [_Row(file.name, "", file.origin, "ok", file.summary) for file in list_configs(registry)]
+        shipped = [_Row(file.name, "", file.origin, "ok", file.summary) for file in list_configs(registry)]
+        broken = broken_config_packages(registry)
+        return shipped + [_Row(package, "", origin, f"broken: {reason}") for package, origin, reason in broken]
     return [
         _Row(e.name, e.modality or CORE, e.distribution, e.state, e.entry.summary, e.entry.paper)
         for e in registry.entries(_NOUN_OF[kind])

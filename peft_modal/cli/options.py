@@ -55,6 +55,8 @@ class Options:
     retry_failed: bool = False
     kind: str | None = None
     """The only kind that `list` shows."""
+    name: str | None = None
+    """Of the plugin that `new-plugin` writes."""
 
 
 @dataclass(frozen=True)
@@ -154,19 +156,26 @@ _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
             ("kind", "--matrix", "--json"),
             overrides=False,
         ),
+        "new-plugin": _Verb(
+            "write a small plugin of your own: backbone, method, head, data, configuration, tests",
+            "peft_modal.cli.new_plugin:new_plugin",
+            ("name", "--out"),
+            overrides=False,
+        ),
     }
 )
 VERBS: Final = tuple(_VERBS)
 
 _ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     "kind": {"nargs": "?", "metavar": "KIND", "help": "show only one of: " + ", ".join(KINDS)},
+    "name": {"metavar": "NAME", "help": "of the package and its modality, such as sleep_eeg"},
     "--config": {"action": "append", "default": [], "metavar": "NAME",
                  "help": "configuration: a local YAML file, or the name of a shipped one; repeat it to lay "
                          "several over each other"},
     "--adapter": {"type": Path, "metavar": "FILE", "help": "adapter file (.safetensors)"},
     "--input": {"type": Path, "metavar": "PATH", "help": "file or folder to predict on"},
     "--out": {"type": Path, "metavar": "PATH",
-              "help": "where results go; default runs/<config or adapter's folder-verb>/<time>"},
+              "help": "where results go; default runs/<config or adapter's folder-verb>/<time>, new-plugin: NAME"},
     "--classes": {"type": int, "metavar": "N", "help": "number of classes, where the data cannot tell unread"},
     "--batch-size": {"type": int, "metavar": "N", "help": "of the estimate (default: that of the data)"},
     "--dtype": {"choices": ["float32", "float16", "bfloat16"], "default": "float32",

@@ -30,7 +30,7 @@ class ConfigFile:
     @property
     def summary(self) -> str:
         """The first comment line of the file, "" if it starts otherwise."""
-        first = self.file.read_text(encoding="utf-8").partition("\n")[0]
+        first = self.file.read_bytes().partition(b"\n")[0].decode(errors="replace")
         return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
@@ -42,12 +42,16 @@ def list_configs(registry: Registry | None = None) -> list[ConfigFile]:
     if own is not None:
         found.extend(_walk(own, _OWN))
     for package, distribution in registry.config_packages:
-        try:
-            folder = resources.files(package)
-        except ImportError:
-            continue  # `find_config` names it among the places it could not look into
-        found.extend(_walk(folder, distribution))
+        folder, _ = _packaged(package)
+        if folder is not None:
+            found.extend(_walk(folder, distribution))
     return found
+
+
+def broken_config_packages(registry: Registry) -> list[tuple[str, str, str]]:
+    """Packages of plugins that no configuration can be read from: package, distribution and reason."""
+    tried = [(package, distribution, _packaged(package)[1]) for package, distribution in registry.config_packages]
+    return [entry for entry in tried if entry[2]]
 
 
 def find_config(name: str | Path, registry: Registry | None = None) -> ConfigFile:
@@ -73,9 +77,17 @@ def find_config(name: str | Path, registry: Registry | None = None) -> ConfigFil
     if matches:
         return matches[0]
     places = ", ".join(package for package, _ in registry.config_packages) or "none"
+    broken = [
+        f" Package '{package}' of distribution '{distribution}' is broken and may hold it: {reason}."
+        for package, distribution, reason in broken_config_packages(registry)
+    ]
+    broken += [
+        f" Plugin '{plugin.name}' of distribution '{plugin.distribution}' is broken and may ship it: {plugin.reason}."
+        for plugin in registry.broken
+    ]
     raise ConfigError(
         f"--config {text}: no such file in {Path.cwd()}, among the shipped configurations, or in the packages of "
-        f"plugins ({places}); {nearest(text, {config.name for config in shipped})}"
+        f"plugins ({places}); {nearest(text, {config.name for config in shipped})}{''.join(broken)}"
     )
 
 
@@ -116,6 +128,14 @@ def _own_folder() -> Traversable | None:
         return None
     named = tomllib.loads(project.read_text(encoding="utf-8")).get("project", {}).get("name")
     return repository / "configs" if named == _OWN else None
+
+
+def _packaged(package: str) -> tuple[Traversable | None, str]:
+    """The folder of a plugin's package, or why there is none."""
+    try:
+        return resources.files(package), ""
+    except Exception as error:  # noqa: BLE001 - importing it runs foreign code: kept and shown by `list`
+        return None, f"{type(error).__name__}: {error}"
 
 
 def _walk(folder: Traversable, origin: str, prefix: str = "") -> Iterator[ConfigFile]:

@@ -1,1 +1,1 @@
-"""Parts of data modules that are the same for every modality: folders on disk, reproducible epochs, a cache."""
+"""Parts of data modules that are the same for every modality: splits, folders on disk, reproducible epochs, a cache."""

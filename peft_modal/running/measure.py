@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 
 from peft_modal.api import Model
 from peft_modal.counting import count_parameters
+from peft_modal.errors import DataError
 from peft_modal.files import write_text
 from peft_modal.inspection.places import trained_places
 from peft_modal.running.callbacks import peak_memory_mb
@@ -41,6 +42,9 @@ def measure(
 
     Returns:
         All figures, as in `metrics.json`.
+
+    Raises:
+        DataError: The data has no such split.
     """
     with in_sentences(folder.root), locked(folder.root):
         folder.make_room()
@@ -51,6 +55,8 @@ def _measure(
     verb: Verb, model: Model, *, adapter: Path, data: LightningDataModule, folder: RunFolder, command: Sequence[str]
 ) -> dict[str, float]:
     started = time.perf_counter()
+    if not (data.val_dataloader() if verb == "validate" else data.test_dataloader()):
+        raise DataError(f"the data has no {STAGES[verb]} samples to measure on")
     task = model.task()
     trainer = make_trainer(model.composed, None)
     task.start_report(seed=model.composed.seed)

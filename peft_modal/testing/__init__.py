@@ -17,7 +17,7 @@ from peft_modal.testing.contract import (
     check_stacking_with_lora,
     run_contract,
 )
-from peft_modal.testing.matrix import MatrixRow, matrix_table, method_matrix
+from peft_modal.testing.matrix import MatrixRow, example_methods, matrix_table, method_matrix
 
 __all__ = [
     "CONTRACTS",
@@ -36,6 +36,7 @@ __all__ = [
     "check_merge_equals_unmerged",
     "check_save_load_round_trip",
     "check_stacking_with_lora",
+    "example_methods",
     "matrix_table",
     "method_matrix",
     "run_contract",

@@ -52,6 +52,30 @@ def method_matrix(registry: Registry) -> list[MatrixRow]:
     return rows
 
 
+def example_methods(registry: Registry, *, modality: str) -> dict[str, Method]:
+    """Every method that a backbone of `modality` can be asked for, made as `method_matrix` makes it.
+
+    Args:
+        registry: Where they are looked up, usually `default_registry()`.
+        modality: The backbone's; the core's methods belong to all.
+
+    Returns:
+        By the name written in a configuration of that modality; methods whose optional packages are not installed are
+        left out.
+
+    Raises:
+        RegistryError: One of them cannot be loaded or made.
+    """
+    methods = {}
+    for listed in registry.entries("method"):
+        if listed.modality in {"", modality} and not listed.state.startswith("missing extra"):
+            method = _make_method(registry, listed)
+            if isinstance(method, str):
+                raise RegistryError(f"method '{_name(listed)}': {method}")
+            methods[listed.name] = method
+    return methods
+
+
 def matrix_table(rows: Sequence[MatrixRow]) -> str:
     """The rows as a Markdown table: methods down, backbones across."""
     backbones = list(dict.fromkeys(row.backbone for row in rows))
@@ -84,7 +108,10 @@ def _make_backbone(registry: Registry, listed: Listed) -> Backbone | str:
         return str(error)
     if not callable(getattr(cls, "tiny", None)):
         return f"{cls.__name__} offers no classmethod tiny() -> Backbone, so it cannot be tried"
-    backbone = cls.tiny()  # type: ignore[attr-defined]
+    try:
+        backbone = cls.tiny()  # type: ignore[attr-defined]
+    except Exception as error:  # noqa: BLE001 - a plugin's fault is its row's reason and nobody else's end
+        return f"{cls.__name__}.tiny() fails with {type(error).__name__}: {error}"
     return backbone if isinstance(backbone, Backbone) else f"{cls.__name__}.tiny() makes no Backbone"
 
 
@@ -96,12 +123,12 @@ def _make_method(registry: Registry, listed: Listed) -> Method | str:
     if not issubclass(cls, Method):
         return f"{cls.__name__} is no Method"
     example = getattr(cls, "example", None)
-    if example is not None:
-        return example()
     try:
-        return cls()
+        return cls() if example is None else example()
     except TypeError as error:
         return f"{cls.__name__} needs arguments and offers no classmethod example() -> Method ({error})"
+    except Exception as error:  # noqa: BLE001 - see `_make_backbone`
+        return f"{cls.__name__} cannot be made: {type(error).__name__}: {error}"
 
 
 def _attach(method: Method | str, backbone: Backbone | str) -> str:
@@ -113,5 +140,7 @@ def _attach(method: Method | str, backbone: Backbone | str) -> str:
         adapter = method.attach(backbone, name="matrix")
     except (AttachError, SelectionError) as error:
         return str(error)
+    except Exception as error:  # noqa: BLE001 - see `_make_backbone`
+        return f"attaching fails with {type(error).__name__}: {error}"
     adapter.detach()
     return ""

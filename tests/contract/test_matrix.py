@@ -8,10 +8,11 @@ from tiny_backbones import TinyUNet, TinyViT
 
 from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter
+from peft_modal.errors import RegistryError
 from peft_modal.methods.base import Method
 from peft_modal.methods.lora import LoRA
 from peft_modal.registry import Entry, Plugin, Registry
-from peft_modal.testing import MatrixRow, matrix_table, method_matrix
+from peft_modal.testing import MatrixRow, example_methods, matrix_table, method_matrix
 
 
 class OfferedViT(TinyViT):
@@ -115,3 +116,55 @@ def test_every_installed_class_can_be_made_and_every_pair_that_does_not_work_say
     assert all(row.works or row.reason for row in rows)
     faults = ("offers no classmethod", "cannot be loaded", "is no Method", "makes no Backbone")
     assert not {row.reason for row in rows if any(fault in row.reason for fault in faults)}
+
+
+class Raising(TinyViT):
+    @classmethod
+    def tiny(cls) -> Backbone:
+        raise ZeroDivisionError("tiny is broken")
+
+
+class RaisingMethod(Method):
+    identity_at_init = True
+
+    def __init__(self) -> None:
+        raise RuntimeError("no licence")
+
+
+class RaisingInBuild(Method):
+    identity_at_init = True
+
+    def build(self, adapter: Adapter) -> None:
+        raise KeyError("blocks")
+
+
+@pytest.fixture
+def broken() -> Registry:
+    def here(name: str) -> Entry:
+        return Entry(f"{__name__}:{name}")
+
+    plugin = Plugin(
+        "broken",
+        backbones={"good": here("OfferedViT"), "raising": here("Raising")},
+        methods={"good": here("LoRA"), "unmade": here("RaisingMethod"), "unbuilt": here("RaisingInBuild")},
+    )
+    return Registry.from_plugins([(plugin, "third-party")])
+
+
+def test_a_class_that_raises_gives_its_reason_and_the_others_are_tried(broken: Registry) -> None:
+    reasons = {(row.method, row.backbone): row.reason for row in method_matrix(broken)}
+    assert not reasons["broken.good", "broken.good"]
+    assert reasons["broken.good", "broken.raising"] == "Raising.tiny() fails with ZeroDivisionError: tiny is broken"
+    assert reasons["broken.unmade", "broken.good"] == "RaisingMethod cannot be made: RuntimeError: no licence"
+    assert reasons["broken.unbuilt", "broken.good"] == "attaching fails with KeyError: 'blocks'"
+
+
+def test_example_methods_are_the_core_s_and_the_modality_s_own() -> None:
+    methods = example_methods(registry(), modality="pointcloud")
+    assert {"lora", "compose", "idpt"} <= set(methods)
+    assert "idpt" not in example_methods(registry(), modality="elsewhere")
+
+
+def test_an_example_method_that_cannot_be_made_is_an_error(broken: Registry) -> None:
+    with pytest.raises(RegistryError, match=r"method 'broken\.unmade': RaisingMethod cannot be made: .*no licence"):
+        example_methods(broken, modality="broken")

@@ -14,7 +14,7 @@ from tiny_backbones import TinyCLIP, TinyUNet, TinyViT
 from torch import Tensor, nn
 from typing_extensions import override
 
-from peft_modal.anatomy import Context, Features, Segment, TokenLayout
+from peft_modal.anatomy import Context, Features, Port, Segment, TokenLayout
 from peft_modal.attach import Adapter, PromptSource
 from peft_modal.errors import AttachError
 from peft_modal.methods.vpt import VPT
@@ -317,3 +317,59 @@ def test_pooling_never_sees_a_prompt() -> None:
     backbone = stream_backbone(layout=layout(repeats=True))
     attach(backbone, lambda a: add_prompts(a, Tokens(count=2), count=2, survives=True))
     assert backbone(backbone.example_batch()).tokens.shape == (2, 5, 8)
+
+
+class Watch(nn.Module):
+    """A branch that adds nothing and keeps the data tokens it was shown."""
+
+    uses_context = True
+
+    def __init__(self, port: Port, layout: TokenLayout) -> None:
+        super().__init__()
+        self.port, self.layout = port, layout
+        self.seen: Tensor | None = None
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        self.seen = x[:, context.data_tokens(self.port, self.layout, x.shape[1])].detach()
+        return 0 * x
+
+
+@pytest.mark.parametrize("sets", [(), ("prefix",), ("end",), ("prefix", "end", "prefix")])
+@pytest.mark.parametrize("repeats", [True, False])
+def test_a_branch_finds_the_data_tokens_among_prompts(sets: tuple[Place, ...], repeats: bool) -> None:
+    backbone = stream_backbone(layout=layout(repeats=repeats))
+    anatomy = backbone.anatomy
+    port = anatomy.port("block.in", stack="blocks", block=1)
+    watch = Watch(port, anatomy.layouts["blocks"])
+    # Zero prompts in block 1 alone change nothing in front of it, so what the branch sees is known.
+    for index, place in enumerate(sets):
+        attach(
+            backbone,
+            lambda a, i=index, p=place: add_prompts(
+                a, Tokens(count=i + 1, seed=i), count=i + 1, survives=False, place=p, blocks=(1,)
+            ),
+            name=f"prompts{index}",
+        )
+    adapter = attach(backbone, lambda a: a.branch(port, port, watch, mode="apply"), name="watch")
+    batch = backbone.example_batch()
+    taps = attach(backbone, lambda a: a.tap(port, "plain"), name="tap")
+
+    features = backbone(batch)
+
+    assert watch.seen is not None
+    assert_close(watch.seen, features.extras["plain"][:, 1:])
+    for attached in (taps, adapter):
+        attached.detach()
+
+
+def test_disabled_and_detached_prompts_are_not_counted() -> None:
+    backbone = TinyViT()
+    adapter = VPT(num_tokens=2).attach(backbone)
+    assert {key: (n.prefix, n.end) for key, n in backbone.contexts.inserted.items()} == {
+        ("blocks", block): (2, 0) for block in range(backbone.anatomy.depth["blocks"])
+    }
+    adapter.enable(on=False)
+    assert not backbone.contexts.inserted
+    adapter.enable(on=True)
+    adapter.detach()
+    assert not backbone.contexts.inserted

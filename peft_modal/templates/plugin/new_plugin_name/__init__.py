@@ -1,0 +1,1 @@
+"""NewPluginName for peft_modal."""

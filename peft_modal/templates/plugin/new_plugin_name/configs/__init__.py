@@ -1,0 +1,1 @@
+"""Configurations that `--config` finds by name."""
