@@ -50,6 +50,11 @@ PLUGIN: Final = Plugin(
             summary="Scale and shift after every operation, merged afterwards.",
             paper="Lian et al., Scaling & Shifting Your Features, NeurIPS 2022, arXiv:2210.08823",
         ),
+        "hf": Entry(
+            "peft_modal.methods.hf:HF",
+            summary="Weight-space tuners of Hugging Face peft: DoRA, PiSSA, VeRA, OFT, FourierFT, CorDA, ...",
+            requires=("peft",),
+        ),
         "compose": Entry("peft_modal.methods.compose:Compose", summary="Several methods on one backbone."),
     },
     tasks={

@@ -1,0 +1,141 @@
+"""Peft's tuner layers, made outside the network: over shells that hold a site's shape and, while peft looks, its weight.
+
+Peft wraps modules of the network it adapts. Here it gets a tree of its own that has nothing but one shell for each
+site, under the site's module path, and what it makes of the shells belongs to the adapter.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_modal.anatomy import Backbone, WeightSite
+from peft_modal.attach.namespace import Namespace
+from peft_modal.errors import AttachError
+from peft_modal.hf.operation import Start, TunerOperation
+from peft_modal.hf.settings import Settings, one_line
+
+ADAPTER = "default"
+"""Name of the adapter inside peft's layers; ours never goes into tensor names."""
+
+
+def module_path(site: WeightSite) -> str:
+    """The path under which peft knows a site; a tensor that is not called `weight` is written behind its module."""
+    return site.holder if site.tensor == "weight" else site.path
+
+
+def make_operations(backbone: Backbone, sites: Sequence[WeightSite], settings: Settings) -> list[TunerOperation]:
+    """One operation per site, initialised by peft from the network's own weights.
+
+    Raises:
+        AttachError: peft cannot make one of them.
+    """
+    tree = Namespace()
+    originals: dict[str, Tensor] = {}
+    for site in sites:
+        _refuse(backbone, site, settings)
+        shell = _shell(backbone, site)
+        originals[site.name] = shell.weight.detach().clone()
+        tree.place(module_path(site), shell)
+    _inject(tree, sites, settings)
+    operations = []
+    for site in sites:
+        layer: Any = tree.get_submodule(module_path(site))
+        operations.append(_operation(layer, site, originals[site.name], settings))
+    return operations
+
+
+def _refuse(backbone: Backbone, site: WeightSite, settings: Settings) -> None:
+    what = f"peft's '{settings.name}' cannot act on '{site.name}'"
+    if site.op not in {"linear", "conv", "embedding"}:
+        raise AttachError(f"{what}: its operation is '{site.op}'; weight-space tuners act on linears and convolutions")
+    module = backbone.network.get_submodule(site.holder)
+    if getattr(module, "groups", 1) != 1:
+        raise AttachError(f"{what}: it is a convolution with {getattr(module, 'groups', 1)} groups")
+    if getattr(module, "padding_mode", "zeros") != "zeros" or any(d != 1 for d in getattr(module, "dilation", ())):
+        raise AttachError(f"{what}: peft leaves a convolution's dilation and padding mode out of account")
+    if settings.tuner.square_kernels and len(set(site.shape[2:])) > 1:
+        raise AttachError(f"{what}: peft takes both sides of its kernel {site.shape[2:]} for equally long")
+    if not backbone.tensor(site.path).is_floating_point():
+        raise AttachError(f"{what}: its weight is packed; `lora` works beside packed weights")
+
+
+def _shell(backbone: Backbone, site: WeightSite) -> nn.Module:
+    module = backbone.network.get_submodule(site.holder)
+    weight = backbone.tensor(site.path)
+    common = {"device": "meta", "dtype": weight.dtype}
+    bias = site.bias is not None and getattr(module, site.bias) is not None
+    shell: nn.Module
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        kind = next(kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, kind))
+        shell = kind(
+            module.in_channels, module.out_channels, module.kernel_size, stride=module.stride, padding=module.padding,
+            dilation=module.dilation, padding_mode=module.padding_mode, bias=bias, **common,
+        )  # type: ignore[call-overload]  # fmt: skip
+    elif site.op == "embedding":
+        shell = nn.Embedding(site.shape[0], site.shape[1], **common)  # type: ignore[arg-type]
+    else:
+        shell = nn.Linear(site.shape[1], site.shape[0], bias=bias, **common)  # type: ignore[arg-type]
+    shell.weight = nn.Parameter(weight.detach().clone())
+    if bias:
+        assert site.bias is not None
+        shell.bias = nn.Parameter(getattr(module, site.bias).detach().clone())
+    return shell
+
+
+def _inject(tree: Namespace, sites: Sequence[WeightSite], settings: Settings) -> None:
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    config = settings.peft_config(
+        [module_path(site) for site in sites],
+        feedforward=[module_path(site) for site in sites if site.role == "mlp.out"],
+    )
+    tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+    if settings.value_of_init in {"corda", "eva"}:
+        # Factors come from calibration data; until then a fresh adapter does nothing.
+        config.init_lora_weights = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tuner_class(tree, config, ADAPTER)
+    except (ValueError, TypeError, NotImplementedError, ImportError, RuntimeError, AttributeError, KeyError) as error:
+        raise AttachError(f"peft's '{settings.name}' cannot act on these sites: {one_line(error)}") from error
+
+
+def _operation(layer: Any, site: WeightSite, original: Tensor, settings: Settings) -> TunerOperation:  # noqa: ANN401
+    shell = layer.get_base_layer()
+    residual = shell.weight.detach()
+    start = None
+    if settings.value_of_init in {"corda", "eva"}:
+        start = Start(layer, zero=True) if settings.value_of_init == "corda" else None
+    elif not torch.equal(residual, original):
+        start = Start(layer)
+        error = float((original - start.delta() - residual).abs().max())
+        if not error <= 1e-4 * float(original.abs().max()):
+            raise AttachError(
+                f"peft's '{settings.name}' changes the weight of '{site.name}' by something else than its own first "
+                "update, which the network's weights have no place for"
+            )
+    for name in ("weight", "bias"):
+        if shell._parameters.pop(name, None) is not None:  # noqa: SLF001 — deleting leaves no slot that hides `__dict__`
+            shell.__dict__[name] = None
+    _own_buffers(layer, settings.tuner.derived)
+    return TunerOperation(
+        layer, site.op, site.shape, start=start, has_dropout=settings.has_dropout, changes_bias=settings.changes_bias
+    )
+
+
+def _own_buffers(layer: nn.Module, derived: Sequence[str]) -> None:
+    """Turn parameters that peft freezes into buffers, and keep what it would derive again from other weights."""
+    for path, module in layer.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.requires_grad:
+                del module._parameters[name]  # noqa: SLF001 — `delattr` of a ParameterDict also forgets its key
+                module.register_buffer(name, parameter.detach())
+        if path.partition(".")[0] in derived:
+            module._non_persistent_buffers_set.clear()  # noqa: SLF001 — torch offers no switch after registration
+            module.persistent = True  # type: ignore[assignment] — peft's BufferDict asks it at every assignment
