@@ -126,7 +126,7 @@ class SiteCall:
         weight, bias = module.weight, module.bias
         *below, top = self.operations
         for entry in below:
-            weight, bias = entry.fold(weight, bias)  # type: ignore[assignment]
+            weight, bias = entry.fold(weight, bias)
         y = top.operation.call(x, weight, bias)
         if top.weight == 1.0:
             return y

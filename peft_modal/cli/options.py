@@ -36,6 +36,8 @@ class Options:
     matrix: bool = False
     dtype: str = "float32"
     """Type of merged weights."""
+    format: str = "peft"
+    """What `export` writes."""
     kind: str | None = None
     """The only kind that `list` shows."""
 
@@ -83,6 +85,20 @@ _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
             ("--adapter", "--out", "--dtype", "--json"),
             required=("--adapter", "--out"),
         ),
+        "export": _Verb(
+            "write an adapter in another program's format: `peft` makes a LoRA folder for Hugging Face peft, and puts "
+            "the head, for which that has no place, into rest.safetensors beside it",
+            "peft_modal.cli.export:export",
+            ("--adapter", "--format", "--out", "--json"),
+            overrides=False,
+            required=("--adapter", "--out"),
+        ),
+        "import": _Verb(
+            "make an adapter file of a LoRA folder of Hugging Face peft; --config says backbone, head, task and data",
+            "peft_modal.cli.export:import_lora",
+            ("--config", "--input", "--out", "--json"),
+            required=("--config", "--input", "--out"),
+        ),
         "list": _Verb(
             "what is installed: " + ", ".join(KINDS),
             "peft_modal.cli.listing:list_verb",
@@ -99,8 +115,9 @@ _ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
                  "help": "configuration: a local YAML file, or the name of a shipped one; repeat it to lay "
                          "several over each other"},
     "--adapter": {"type": Path, "metavar": "FILE", "help": "adapter file (.safetensors)"},
-    "--input": {"type": Path, "metavar": "PATH", "help": "file or folder to predict on"},
+    "--input": {"type": Path, "metavar": "PATH", "help": "file or folder to predict on, or to import"},
     "--out": {"type": Path, "metavar": "PATH", "help": "where results go; fit: default runs/<config>/<time>"},
+    "--format": {"choices": ["peft"], "default": "peft", "help": "format to write (default peft)"},
     "--dtype": {"choices": ["float32", "float16", "bfloat16"], "default": "float32",
                 "help": "type of the merged weights (default float32)"},
     "--overwrite": {"action": "store_true", "help": "replace a finished run in --out"},

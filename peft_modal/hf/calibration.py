@@ -42,10 +42,15 @@ class Calibration(LifeCycle):
                     f"'{site.name}' is no linear that is called, so '{settings.value_of_init}' cannot see its inputs; "
                     "leave that site out"
                 )
-        self.__dict__["backbone"] = backbone
+        self.__dict__["_backbone"] = backbone  # referred to, never registered
         self.sites = tuple(sites)
         self.operations = list(operations)
         self.settings = settings
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone."""
+        return self.__dict__["_backbone"]
 
     @override
     def prepare(self, batches: Iterable[Batch], loss: Losses) -> None:
@@ -81,7 +86,7 @@ class _Reader:
 def _corda(
     backbone: Backbone, site: WeightSite, operation: TunerOperation, inputs: list[Tensor], settings: Settings
 ) -> None:
-    """CorDA (Yang et al., 2024): factors of W C, with C the inputs' second moments, each batch scaled by its maximum."""
+    """CorDA (Yang et al., 2024): factors of W C; C is the second moment of the inputs, each batch over its maximum."""
     from peft.tuners.lora.corda import collect_eigens_for_layer, crop_corda_eigens
 
     assert operation.start is not None
@@ -96,22 +101,25 @@ def _corda(
     base = layer.get_base_layer().__dict__
     # `corda_init` reads both off the base layer, and writes the residual where the network's weight would be.
     base["weight"], base["eigens"] = nn.Parameter(shell.weight.clone(), requires_grad=False), shell.eigens
-    down, up = factors(layer)
-    device = down.device
+    device = factors(layer)[0].device
     try:
         layer.corda_init("default", "corda")
     finally:
         base["weight"] = None
     new_down, new_up = factors(layer)
     new_down.data, new_up.data = new_down.to(device), new_up.to(device)
-    operation.start.down.copy_(new_down)  # type: ignore[operator]
-    operation.start.up.copy_(new_up)  # type: ignore[operator]
+    operation.start.down.copy_(new_down)
+    operation.start.up.copy_(new_up)
 
 
 def _eva(
     _backbone: Backbone, site: WeightSite, operation: TunerOperation, inputs: list[Tensor], settings: Settings
 ) -> None:
-    """EVA (Paischer et al., 2024): A is the first principal components of the inputs, over which peft walks in batches."""
+    """EVA (Paischer et al., 2024): A holds the first principal components of the inputs.
+
+    Raises:
+        AttachError: The inputs have fewer rows than there are components.
+    """
     from peft.utils.incremental_pca import IncrementalPCA
 
     layer: Any = operation.tuner
@@ -119,9 +127,10 @@ def _eva(
     pca = IncrementalPCA(n_components=rank, copy=True, lowrank=True, lowrank_seed=42)
     try:
         for x in inputs:
-            pca.partial_fit(x)
+            pca.partial_fit(x)  # type: ignore[no-untyped-call]
     except ValueError as error:
-        raise AttachError(f"'eva' cannot find {rank} components of the inputs of '{site.name}': {one_line(error)}") from error
+        what = f"'eva' cannot find {rank} components of the inputs of '{site.name}'"
+        raise AttachError(f"{what}: {one_line(error)}") from error
     components = pca.components_[:rank]
     if settings.peft_config(["shell"], feedforward=[]).eva_config.whiten:
         components = components / pca.singular_values_[:rank].sqrt().reshape(-1, 1)

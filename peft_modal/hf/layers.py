@@ -1,4 +1,4 @@
-"""Peft's tuner layers, made outside the network: over shells that hold a site's shape and, while peft looks, its weight.
+"""Peft's tuner layers, made outside the network: over shells with a site's shape and, while peft looks, its weight.
 
 Peft wraps modules of the network it adapts. Here it gets a tree of its own that has nothing but one shell for each
 site, under the site's module path, and what it makes of the shells belongs to the adapter.
@@ -39,7 +39,7 @@ def make_operations(backbone: Backbone, sites: Sequence[WeightSite], settings: S
     for site in sites:
         _refuse(backbone, site, settings)
         shell = _shell(backbone, site)
-        originals[site.name] = shell.weight.detach().clone()
+        originals[site.name] = backbone.tensor(site.path).detach().clone()
         tree.place(module_path(site), shell)
     _inject(tree, sites, settings)
     operations = []
@@ -58,32 +58,35 @@ def _refuse(backbone: Backbone, site: WeightSite, settings: Settings) -> None:
         raise AttachError(f"{what}: it is a convolution with {getattr(module, 'groups', 1)} groups")
     if getattr(module, "padding_mode", "zeros") != "zeros" or any(d != 1 for d in getattr(module, "dilation", ())):
         raise AttachError(f"{what}: peft leaves a convolution's dilation and padding mode out of account")
-    if settings.tuner.square_kernels and len(set(site.shape[2:])) > 1:
-        raise AttachError(f"{what}: peft takes both sides of its kernel {site.shape[2:]} for equally long")
+    kernel = site.shape[2:]
+    if settings.tuner.kernels != "any" and len(set(kernel)) > 1:
+        raise AttachError(f"{what}: peft takes both sides of its kernel {kernel} for equally long")
+    if settings.tuner.kernels == "single" and any(side > 1 for side in kernel):
+        raise AttachError(f"{what}: peft adds up the overlapping windows of its kernel {kernel}, which is not OFT")
     if not backbone.tensor(site.path).is_floating_point():
         raise AttachError(f"{what}: its weight is packed; `lora` works beside packed weights")
 
 
 def _shell(backbone: Backbone, site: WeightSite) -> nn.Module:
-    module = backbone.network.get_submodule(site.holder)
+    module: Any = backbone.network.get_submodule(site.holder)
     weight = backbone.tensor(site.path)
-    common = {"device": "meta", "dtype": weight.dtype}
+    common: dict[str, Any] = {"device": "meta", "dtype": weight.dtype}
     bias = site.bias is not None and getattr(module, site.bias) is not None
     shell: nn.Module
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        kind = next(kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, kind))
+    if site.op == "conv":
+        # Not `type(module)`: peft looks at the plain classes, and a subclass may have another constructor.
+        kind: Any = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(site.shape) - 2]
         shell = kind(
             module.in_channels, module.out_channels, module.kernel_size, stride=module.stride, padding=module.padding,
-            dilation=module.dilation, padding_mode=module.padding_mode, bias=bias, **common,
-        )  # type: ignore[call-overload]  # fmt: skip
+            bias=bias, **common,
+        )  # fmt: skip
     elif site.op == "embedding":
-        shell = nn.Embedding(site.shape[0], site.shape[1], **common)  # type: ignore[arg-type]
+        shell = nn.Embedding(site.shape[0], site.shape[1], **common)
     else:
-        shell = nn.Linear(site.shape[1], site.shape[0], bias=bias, **common)  # type: ignore[arg-type]
+        shell = nn.Linear(site.shape[1], site.shape[0], bias=bias, **common)
     shell.weight = nn.Parameter(weight.detach().clone())
     if bias:
-        assert site.bias is not None
-        shell.bias = nn.Parameter(getattr(module, site.bias).detach().clone())
+        shell.bias = nn.Parameter(getattr(module, str(site.bias)).detach().clone())
     return shell
 
 
@@ -138,4 +141,3 @@ def _own_buffers(layer: nn.Module, derived: Sequence[str]) -> None:
                 module.register_buffer(name, parameter.detach())
         if path.partition(".")[0] in derived:
             module._non_persistent_buffers_set.clear()  # noqa: SLF001 — torch offers no switch after registration
-            module.persistent = True  # type: ignore[assignment] — peft's BufferDict asks it at every assignment

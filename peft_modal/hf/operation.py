@@ -28,6 +28,9 @@ class Start(nn.Module):
         zero: Start with factors of zero, to be filled by calibration.
     """
 
+    down: Tensor
+    up: Tensor
+
     def __init__(self, layer: Any, *, zero: bool = False) -> None:  # noqa: ANN401 — a class of peft's
         super().__init__()
         down, up = factors(layer)
@@ -37,7 +40,7 @@ class Start(nn.Module):
 
     def delta(self) -> Tensor:
         """The first update (out, in)."""
-        return self.scaling * (self.up @ self.down)  # type: ignore[operator]
+        return self.scaling * (self.up @ self.down)
 
 
 def factors(layer: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 — a class of peft's
@@ -111,7 +114,9 @@ class TunerOperation(Operation):
     def _at(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The output (N, out) at the place that looks at the whole input and no padding."""
         y = self.call(x, weight, bias)
-        return y if self.kind == "linear" else y[(slice(None), slice(None), *(place for place, _ in self._window()))]
+        for place, _ in () if self.kind == "linear" else self._window():
+            y = y.select(2, place)
+        return y
 
     def _units(self, weight: Tensor, first: int, last: int) -> Tensor:
         if self.kind == "linear":

@@ -105,7 +105,9 @@ def read_settings(tuner: str, config: Mapping[str, Any]) -> Settings:
         if key in DECIDED:
             problems.append(f"{where}: {DECIDED[key]}; remove it")
         elif key not in fields:
-            problems.append(f"{where}: peft's '{name}' has no such key; {nearest(str(key), set(fields) - set(DECIDED))}")
+            problems.append(
+                f"{where}: peft's '{name}' has no such key; {nearest(str(key), set(fields) - set(DECIDED))}"
+            )
         elif key in preset and value != preset[key]:
             problems.append(f"{where}: {value!r} contradicts `tuner: {tuner}`; write `tuner: {name}`")
         else:

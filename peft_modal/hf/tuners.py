@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,9 @@ class Tuner:
     """Values of that key with which a fresh tuner leaves the output as it is."""
     changes_bias: bool = False
     """Whether the map's constant term differs from the layer's bias."""
-    square_kernels: bool = False
-    """Whether peft takes both sides of a kernel for equally long."""
+    kernels: Literal["any", "square", "single"] = "any"
+    """Convolutions that peft computes rightly: it takes both sides of a kernel for equally long (`square`), or adds up
+    overlapping windows (`single`: kernels of one point only)."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values in place of peft's own defaults, and why below."""
     derived: tuple[str, ...] = ()
@@ -33,8 +34,8 @@ TUNERS: Final[Mapping[str, Tuner]] = MappingProxyType(
             init="init_lora_weights",
             identity=(True, "gaussian", "olora", "pissa", "corda", "eva", "mica", "orthogonal"),
         ),
-        "boft": Tuner(square_kernels=True),
-        "c3a": Tuner(identity=()),
+        "boft": Tuner(kernels="square"),
+        "c3a": Tuner(),
         "deft": Tuner(),
         "delora": Tuner(),
         "fourierft": Tuner(),
@@ -42,13 +43,12 @@ TUNERS: Final[Mapping[str, Tuner]] = MappingProxyType(
         "glora": Tuner(changes_bias=True),
         "gralora": Tuner(),
         "hira": Tuner(),
-        "hra": Tuner(square_kernels=True),
+        "hra": Tuner(kernels="square"),
         "ia3": Tuner(init="init_ia3_weights", changes_bias=True),
         "loha": Tuner(),
         "lokr": Tuner(),
         "miss": Tuner(),
-        "oft": Tuner(square_kernels=True),
-        "osf": Tuner(),
+        "oft": Tuner(kernels="single"),
         "peanut": Tuner(),
         "psoft": Tuner(derived=("_psoft_A_cache", "_psoft_B_cache")),
         "randlora": Tuner(),
@@ -56,7 +56,7 @@ TUNERS: Final[Mapping[str, Tuner]] = MappingProxyType(
         # Without a seed of its own the choice of entries would be lost between saving and loading.
         "shira": Tuner(defaults={"random_seed": 0}),
         "supertuning": Tuner(),
-        "tinylora": Tuner(identity=()),
+        "tinylora": Tuner(),
         "unilora": Tuner(identity=()),
         "vblora": Tuner(init="", identity=()),
         "vera": Tuner(),
@@ -93,6 +93,8 @@ REFUSED: Final[Mapping[str, str]] = MappingProxyType(
         "lily": "its router depends on the input, so no weight amounts to it; use `tuner: lora`",
         "ln_tuning": "it trains normalisation layers, which `norm_tuning` does here",
         "multitask_prompt_tuning": _PROMPTS,
+        "osf": "it changes gradients by hooks on its parameters, which can neither be copied nor stored; use "
+        "`tuner: pissa`",
         "p_tuning": _PROMPTS,
         "poly": "it needs a task number with every batch, so no weight amounts to it; use `tuner: lora`",
         "prefix_tuning": _PROMPTS,

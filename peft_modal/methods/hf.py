@@ -52,7 +52,11 @@ class HF(Method):
         return f"hf:{self.tuner}"
 
     def build(self, adapter: Adapter) -> None:
-        """One of peft's layers per selected site, and calibration where the initialisation asks for data."""
+        """One of peft's layers per selected site, and calibration where the initialisation asks for data.
+
+        Raises:
+            AttachError: A selected site is a row slice, or peft cannot act on it.
+        """
         from peft_modal.hf.calibration import Calibration
         from peft_modal.hf.layers import make_operations
 
