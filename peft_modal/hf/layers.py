@@ -6,8 +6,10 @@ site, under the site's module path, and what it makes of the shells belongs to t
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -102,11 +104,23 @@ def _inject(tree: Namespace, sites: Sequence[WeightSite], settings: Settings) ->
         # Factors come from calibration data; until then a fresh adapter does nothing.
         config.init_lora_weights = True
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), environment_kept():
             warnings.simplefilter("ignore")
             tuner_class(tree, config, ADAPTER)
     except (ValueError, TypeError, NotImplementedError, ImportError, RuntimeError, AttributeError, KeyError) as error:
         raise AttachError(f"peft's '{settings.name}' cannot act on these sites: {one_line(error)}") from error
+
+
+@contextmanager
+def environment_kept() -> Iterator[None]:
+    """Undo what peft leaves in the environment: BOFT sets CC and CXX when its CUDA extension cannot be built."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _operation(layer: Any, site: WeightSite, original: Tensor, settings: Settings) -> TunerOperation:  # noqa: ANN401

@@ -139,6 +139,7 @@ DECIDED: Final[Mapping[str, str]] = MappingProxyType(
         "megatron_core": "is for Megatron's layers",
         "runtime_config": "is for quantised layers on a GPU",
         "runtime_offload_base_weight": "is for base weights off the device",
+        "boft_n_butterfly_factor": "needs a CUDA extension that peft builds where it can, and is 1 where it cannot",
         "fan_in_fan_out": "follows the network's layers",
         "task_type": "is for language models",
         "peft_type": "is chosen by `tuner`",
