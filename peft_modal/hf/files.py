@@ -33,6 +33,11 @@ _IN_PROJ: Final = "in_proj_weight"
 _OUT_PROJ: Final = ".base_layer.out_proj"
 """Where peft's layer for MultiheadAttention keeps the output projection."""
 
+_TWICE: Final = (
+    "peft applies it twice (huggingface/peft#3774), so it means two things; adapt `attn.qkv` without `attn.out`, or "
+    "merge the adapter"
+)
+
 _README: Final = """\
 # LoRA for {backbone}
 
@@ -62,7 +67,7 @@ def export_lora(
     """Write an adapter that is nothing but LoRA (or DoRA) as a folder of peft's.
 
     Loaded by peft over the plain network, it computes what the adapter computes. Slices of a fused tensor become one
-    pair of the summed rank; MultiheadAttention gets a pair for its input and one for its output, as peft wants it. The
+    pair of the summed rank; MultiheadAttention gets a pair of zeros for its output projection, as peft adapts both. The
     head and trained tensors of the backbone's own go into a file beside them.
 
     Args:
@@ -131,11 +136,13 @@ def _attention(path: str, module: nn.MultiheadAttention, pairs: Mapping[tuple[st
     """Both pairs of a MultiheadAttention, of one rank; peft adapts its input and output projection together.
 
     Raises:
-        FileFormatError: One of them is DoRA's.
+        FileFormatError: One of them is DoRA's, or the output projection is adapted.
     """
     found = {_IN_PROJ: pairs.get((path, _IN_PROJ)), "out_proj": pairs.get((f"{path}.out_proj", "weight"))}
     if any(pair is not None and pair.magnitude is not None for pair in found.values()):
         raise FileFormatError(f"peft has no DoRA for the MultiheadAttention '{path}'")
+    if found["out_proj"] is not None and bool(found["out_proj"].up.any()):
+        raise FileFormatError(f"the update of '{path}.out_proj' cannot be written: {_TWICE}")
     rank = max(pair.rank for pair in found.values() if pair is not None)
     weights = {_IN_PROJ: module.in_proj_weight, "out_proj": module.out_proj.weight}
     named = {}
@@ -208,6 +215,10 @@ def read_lora(folder: Path) -> LoraFolder:
         module = (match[1] or match[3]).removeprefix(_PREFIX)
         found.setdefault(module, {})[match[2] or match[4]] = value
     pairs = tuple(_pair(module, parts, config, path) for module, parts in found.items())
+    for pair in pairs:
+        if pair.holder.endswith(_OUT_PROJ) and bool(pair.up.any()):
+            raise FileFormatError(f"the update of '{pair.holder}' in '{path}' cannot be read: {_TWICE}")
+    pairs = tuple(pair for pair in pairs if not pair.holder.endswith(_OUT_PROJ))
     rest: dict[str, Tensor] = {}
     if (folder / REST).is_file():
         rest, _ = read_tensors(folder / REST)

@@ -15,8 +15,6 @@ from peft_modal.hf.files import LoraFolder
 from peft_modal.hf.layers import module_path
 from peft_modal.hf.pairs import Pair
 
-_OUT_PROJ = ".base_layer.out_proj"
-
 
 @dataclass(frozen=True)
 class Imported:
@@ -59,14 +57,12 @@ def import_lora(folder: LoraFolder, backbone: Backbone) -> Imported:
 
 def _site(pair: Pair, backbone: Backbone) -> WeightSite:
     whole = [s for s in backbone.anatomy.sites if s.rows is None and s.op in {"linear", "conv"}]
-    inner = pair.holder.endswith(_OUT_PROJ)
-    path = pair.holder.removesuffix(_OUT_PROJ) + ".out_proj" if inner else pair.holder
     for site in whole:
-        if site.holder == path and site.tensor in {"weight", "in_proj_weight"}:
+        if site.holder == pair.holder and site.tensor in {"weight", "in_proj_weight"}:
             return site
     known = {site.holder for site in whole}
     raise FileFormatError(
-        f"the folder adapts '{pair.holder}', which is no site of this network; {nearest(path, known)}"
+        f"the folder adapts '{pair.holder}', which is no site of this network; {nearest(pair.holder, known)}"
     )
 
 
