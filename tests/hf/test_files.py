@@ -222,7 +222,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a variant": (lambda f: change_config(f, use_qalora=True), "uses use_qalora"),
     "another rank": (lambda f: change_config(f, r=5), "not rank 5"),
     "half a pair": (lambda f: change_tensors(f, lambda t: t.pop(QKV)), "holds no lora_A for 'blocks.0.attn.qkv'"),
-    "another key": (lambda f: change_tensors(f, rename("blocks.0.attn.qkv.lora_A", "head")), "holds 'base_model.model.head"),
+    "another key": (lambda f: change_tensors(f, rename("blocks.0.attn.qkv.lora_A", "head")), "holds 'base_model.mod"),
     "an unknown module": (
         lambda f: change_tensors(f, rename("blocks.0.attn.qkv", "blocks.0.attn.qvk")),
         "adapts 'blocks.0.attn.qvk', which is no site of this network; did you mean 'blocks.0.attn.qkv'",

@@ -54,7 +54,7 @@ def test_outputs_and_gradients_are_those_of_peft_on_a_copy_of_the_network(tuner:
     with torch.no_grad():
         for path, layer in ours.items():
             target = theirs.get_submodule(path)
-            values = {name: value for name, value in layer.state_dict().items()}
+            values = layer.state_dict()
             own = {name: value for name, value in target.state_dict().items() if not name.startswith("base_layer.")}
             assert set(own) <= set(values)
             for name, value in own.items():
@@ -135,7 +135,7 @@ def test_what_peft_freezes_is_not_counted_as_trained() -> None:
 
 
 def test_a_slice_of_a_fused_tensor_is_refused_and_names_the_whole_one() -> None:
-    with pytest.raises(AttachError, match="'blocks.0.attn.q' is a row slice .* select 'attn.qkv'"):
+    with pytest.raises(AttachError, match=r"'blocks.0.attn.q' is a row slice .* select 'attn.qkv'"):
         HF(tuner="lora", sites="attn.q").attach(vit())
 
 
