@@ -9,6 +9,7 @@ from peft_modal.registry import Entry, Plugin
 PLUGIN: Final = Plugin(
     name="core",
     modality="",
+    extra="hf",
     methods={
         "full": Entry("peft_modal.methods.full:Full", summary="Every backbone tensor is trained."),
         "linear_probe": Entry("peft_modal.methods.linear_probe:LinearProbe", summary="Only the head is trained."),

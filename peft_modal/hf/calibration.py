@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -57,82 +58,104 @@ class Calibration(LifeCycle):
         batches = list(batches)
         if not batches:
             raise AttachError(f"'{self.settings.value_of_init}' needs calibration data, and there is none")
-        fill = _corda if self.settings.value_of_init == "corda" else _eva
-        readers = [_Reader(self.backbone.network.get_submodule(site.owner)) for site in self.sites]
-        try:
-            with torch.no_grad():
+        kind = _Corda if self.settings.value_of_init == "corda" else _Eva
+        seen = [kind(site, operation) for site, operation in zip(self.sites, self.operations, strict=True)]
+        network = self.backbone.network
+        handles = [network.get_submodule(s.site.owner).register_forward_pre_hook(s.read) for s in seen]
+        with torch.no_grad():
+            try:
                 for batch in batches:
                     loss(batch)
-        finally:
-            for reader in readers:
-                reader.handle.remove()
-        with torch.no_grad():
-            for site, operation, reader in zip(self.sites, self.operations, readers, strict=True):
-                fill(self.backbone, site, operation, reader.inputs, self.settings)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            for statistics in seen:
+                statistics.fill(self.backbone.tensor(statistics.site.path), self.settings)
 
 
-class _Reader:
-    """Keeps what a module gets, as rows."""
+class _Inputs(ABC):
+    """Running statistics of the inputs of one site, and the factors that follow from them."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.inputs: list[Tensor] = []
-        self.handle = module.register_forward_pre_hook(self.read)
+    def __init__(self, site: WeightSite, operation: TunerOperation) -> None:
+        self.site = site
+        self.operation = operation
+        self.rank = int(next(iter(operation.tuner.r.values())))
 
     def read(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook of the site's owner."""
         x = args[0].detach()
-        self.inputs.append(x.reshape(-1, x.shape[-1]).float())
+        self.add(x.reshape(-1, x.shape[-1]).float())
+
+    @abstractmethod
+    def add(self, rows: Tensor) -> None:
+        """Take in one batch of inputs (N, in)."""
+
+    @abstractmethod
+    def fill(self, weight: Tensor, settings: Settings) -> None:
+        """Set the factors of the operation."""
 
 
-def _corda(
-    backbone: Backbone, site: WeightSite, operation: TunerOperation, inputs: list[Tensor], settings: Settings
-) -> None:
+class _Corda(_Inputs):
     """CorDA (Yang et al., 2024): factors of W C; C is the second moment of the inputs, each batch over its maximum."""
-    from peft.tuners.lora.corda import collect_eigens_for_layer, crop_corda_eigens
 
-    assert operation.start is not None
-    layer: Any = operation.tuner
-    config = settings.peft_config(["shell"], feedforward=[])
-    shell: Any = nn.Linear(site.shape[1], site.shape[0], bias=False, device="meta")
-    shell.weight = nn.Parameter(backbone.tensor(site.path).detach().float(), requires_grad=False)
-    shell.covariance_matrix = sum((x / x.max().abs()).T @ (x / x.max().abs()) for x in inputs) / len(inputs)
-    shell.corda_method, shell.rank = config.corda_config.corda_method, next(iter(layer.r.values()))
-    shell.eigens = collect_eigens_for_layer(shell, config)
-    crop_corda_eigens(nn.ModuleDict({"shell": shell}), config)
-    base = layer.get_base_layer().__dict__
-    # `corda_init` reads both off the base layer, and writes the residual where the network's weight would be.
-    base["weight"], base["eigens"] = nn.Parameter(shell.weight.clone(), requires_grad=False), shell.eigens
-    device = factors(layer)[0].device
-    try:
-        layer.corda_init("default", "corda")
-    finally:
-        base["weight"] = None
-    new_down, new_up = factors(layer)
-    new_down.data, new_up.data = new_down.to(device), new_up.to(device)
-    operation.start.down.copy_(new_down)
-    operation.start.up.copy_(new_up)
+    def __init__(self, site: WeightSite, operation: TunerOperation) -> None:
+        super().__init__(site, operation)
+        self.moment: Tensor | None = None
+        self.count = 0
+
+    @override
+    def add(self, rows: Tensor) -> None:
+        rows = rows / rows.max().abs()
+        self.moment = rows.T @ rows if self.moment is None else self.moment + rows.T @ rows
+        self.count += 1
+
+    @override
+    def fill(self, weight: Tensor, settings: Settings) -> None:
+        from peft.tuners.lora.corda import collect_eigens_for_layer, crop_corda_eigens
+
+        start = self.operation.start
+        assert start is not None
+        assert self.moment is not None
+        layer: Any = self.operation.tuner
+        config = settings.peft_config(["shell"], feedforward=[])
+        shell: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        shell.weight = nn.Parameter(weight.detach().float(), requires_grad=False)
+        shell.covariance_matrix = self.moment / self.count
+        shell.corda_method, shell.rank = config.corda_config.corda_method, self.rank
+        shell.eigens = collect_eigens_for_layer(shell, config)
+        crop_corda_eigens(nn.ModuleDict({"shell": shell}), config)
+        base = layer.get_base_layer().__dict__
+        # `corda_init` reads both off the base layer, and writes the residual where the network's weight would be.
+        base["weight"], base["eigens"] = nn.Parameter(shell.weight.clone(), requires_grad=False), shell.eigens
+        try:
+            layer.corda_init("default", "corda")
+        finally:
+            base["weight"] = None
+        for kept, factor in zip((start.down, start.up), factors(layer), strict=True):
+            factor.data = factor.to(kept.device)
+            kept.copy_(factor)
 
 
-def _eva(
-    _backbone: Backbone, site: WeightSite, operation: TunerOperation, inputs: list[Tensor], settings: Settings
-) -> None:
-    """EVA (Paischer et al., 2024): A holds the first principal components of the inputs.
+class _Eva(_Inputs):
+    """EVA (Paischer et al., 2024): A holds the first principal components of the inputs."""
 
-    Raises:
-        AttachError: The inputs have fewer rows than there are components.
-    """
-    from peft.utils.incremental_pca import IncrementalPCA
+    def __init__(self, site: WeightSite, operation: TunerOperation) -> None:
+        from peft.utils.incremental_pca import IncrementalPCA
 
-    layer: Any = operation.tuner
-    rank = next(iter(layer.r.values()))
-    pca = IncrementalPCA(n_components=rank, copy=True, lowrank=True, lowrank_seed=42)
-    try:
-        for x in inputs:
-            pca.partial_fit(x)  # type: ignore[no-untyped-call]
-    except ValueError as error:
-        what = f"'eva' cannot find {rank} components of the inputs of '{site.name}'"
-        raise AttachError(f"{what}: {one_line(error)}") from error
-    components = pca.components_[:rank]
-    if settings.peft_config(["shell"], feedforward=[]).eva_config.whiten:
-        components = components / pca.singular_values_[:rank].sqrt().reshape(-1, 1)
-    down, _ = factors(layer)
-    down.copy_(components)
+        super().__init__(site, operation)
+        self.pca = IncrementalPCA(n_components=self.rank, copy=True, lowrank=True, lowrank_seed=42)
+
+    @override
+    def add(self, rows: Tensor) -> None:
+        try:
+            self.pca.partial_fit(rows)  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            what = f"'eva' cannot find {self.rank} components of the inputs of '{self.site.name}'"
+            raise AttachError(f"{what}: {one_line(error)}") from error
+
+    @override
+    def fill(self, weight: Tensor, settings: Settings) -> None:
+        components = self.pca.components_[: self.rank]
+        if settings.peft_config(["shell"], feedforward=[]).eva_config.whiten:
+            components = components / self.pca.singular_values_[: self.rank].sqrt().reshape(-1, 1)
+        factors(self.operation.tuner)[0].copy_(components)

@@ -99,6 +99,8 @@ def export_lora(
     if rest:
         write_tensors(folder / REST, rest, {"kind": "peft_rest"})
         written.append(folder / REST)
+    else:
+        (folder / REST).unlink(missing_ok=True)  # of an earlier export
     told = f"`{REST}` holds what that format has no place for: {', '.join(_kinds(rest))}." if rest else ""
     write_text(written[2], _README.format(backbone=backbone_name, weights=WEIGHTS, config=CONFIG, rest=told))
     return tuple(written)

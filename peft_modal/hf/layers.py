@@ -130,16 +130,16 @@ def _operation(layer: Any, site: WeightSite, original: Tensor, settings: Setting
     if settings.value_of_init in {"corda", "eva"}:
         start = Start(layer, zero=True) if settings.value_of_init == "corda" else None
     elif not torch.equal(residual, original):
-        start = Start(layer)
-        error = float((original - start.delta() - residual).abs().max())
-        if not error <= 1e-4 * float(original.abs().max()):
+        start = Start(layer) if settings.name == "lora" else None
+        expected = original if start is None else original - start.delta()
+        if not torch.allclose(expected, residual, rtol=0.0, atol=1e-4 * float(original.abs().max())):
             raise AttachError(
                 f"peft's '{settings.name}' changes the weight of '{site.name}' by something else than its own first "
                 "update, which the network's weights have no place for"
             )
     for name in ("weight", "bias"):
-        if shell._parameters.pop(name, None) is not None:  # noqa: SLF001 — deleting leaves no slot that hides `__dict__`
-            shell.__dict__[name] = None
+        shell._parameters.pop(name, None)  # noqa: SLF001 — nothing registered may be left beside what `call` shows
+        shell.__dict__[name] = None
     _own_buffers(layer, settings.tuner.derived)
     return TunerOperation(
         layer, site.op, site.shape, start=start, has_dropout=settings.has_dropout, changes_bias=settings.changes_bias

@@ -15,6 +15,8 @@ from peft_modal.hf.tuners import DECIDED, PRESETS, REFUSED, TUNERS, Tuner
 _NESTED_REFUSED = {
     "cache_file": "is a pickle, which is never opened here",
     "covariance_file": "is a pickle, which is never opened here",
+    "tau": "is not needed: every calibration batch is used once",
+    "adjust_scaling_factors": "is not needed: ranks stay as they are",
     "prune_temporary_fields": "is decided by the bridge",
     "use_float16_for_covariance": "is decided by the bridge: covariances are float32",
     "verbose": "is decided by the bridge",
@@ -127,9 +129,11 @@ def one_line(error: BaseException) -> str:
 
 def _config_class(name: str) -> Any:  # noqa: ANN401 — a class of peft's
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-    from peft.utils import PeftType
 
-    return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.upper())]
+    found = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if name.upper() not in found:
+        raise ConfigError(f"method.tuner: the installed peft has no '{name}' (any more); use peft 0.21")
+    return found[name.upper()]
 
 
 def _nested(cls: type) -> dict[str, Any]:

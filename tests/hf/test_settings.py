@@ -28,6 +28,8 @@ from peft_modal.methods.hf import HF
         ("corda", {"corda_config": {"corda_methd": "ipm"}}, r"corda_methd: there is no such key; did you mean"),
         ("corda", {"corda_config": "ipm"}, r"method.config.corda_config: expected a mapping"),
         ("eva", {"eva_config": {"rho": 2.0}}, r"eva_config.rho: 2.0 would give layers other ranks"),
+        ("eva", {"eva_config": {"tau": 0.9}}, r"eva_config.tau: is not needed"),
+        ("boft", {"boft_n_butterfly_factor": 2}, r"boft_n_butterfly_factor: needs a CUDA extension"),
         ("ia3", {"feedforward_modules": ["x"]}, r"feedforward_modules: follows the roles"),
     ],
 )

@@ -155,6 +155,12 @@ def test_attention_that_reads_its_weights_inside_a_function_is_adapted_in_the_we
         CONTRACTS[contract](TinyCLIP, method)
 
 
+def test_an_embedding_is_adapted_in_its_table() -> None:
+    method = HF(tuner="lora", sites={"roles": ["embed"], "stacks": "text"}, config={"r": 2})
+    for contract in ("gradients_only_in_adapter", "merge_equals_unmerged", "identity_at_init"):
+        CONTRACTS[contract](TinyCLIP, method)
+
+
 def test_dropout_is_refused_where_there_is_no_call() -> None:
     with pytest.raises(AttachError, match="cannot be dropped"):
         HF(tuner="lora", sites="attn", config={"lora_dropout": 0.1}).attach(TinyCLIP())
