@@ -86,15 +86,14 @@ _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
             required=("--adapter", "--out"),
         ),
         "export": _Verb(
-            "write an adapter in another program's format: `peft` makes a LoRA folder for Hugging Face peft, and puts "
-            "the head, for which that has no place, into rest.safetensors beside it",
+            "write an adapter for another program",
             "peft_modal.cli.export:export",
             ("--adapter", "--format", "--out", "--json"),
             overrides=False,
             required=("--adapter", "--out"),
         ),
         "import": _Verb(
-            "make an adapter file of a LoRA folder of Hugging Face peft; --config says backbone, head, task and data",
+            "make an adapter file of a LoRA folder of Hugging Face peft",
             "peft_modal.cli.export:import_lora",
             ("--config", "--input", "--out", "--json"),
             required=("--config", "--input", "--out"),
@@ -117,7 +116,9 @@ _ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     "--adapter": {"type": Path, "metavar": "FILE", "help": "adapter file (.safetensors)"},
     "--input": {"type": Path, "metavar": "PATH", "help": "file or folder to predict on, or to import"},
     "--out": {"type": Path, "metavar": "PATH", "help": "where results go; fit: default runs/<config>/<time>"},
-    "--format": {"choices": ["peft"], "default": "peft", "help": "format to write (default peft)"},
+    "--format": {"choices": ["peft"], "default": "peft",
+                 "help": "peft (default): a folder that Hugging Face peft loads, for LoRA and DoRA; the head, for "
+                         "which it has no place, goes into rest.safetensors beside it"},
     "--dtype": {"choices": ["float32", "float16", "bfloat16"], "default": "float32",
                 "help": "type of the merged weights (default float32)"},
     "--overwrite": {"action": "store_true", "help": "replace a finished run in --out"},
