@@ -9,6 +9,7 @@ from peft_modal.registry import Entry, Plugin
 PLUGIN: Final = Plugin(
     name="core",
     modality="",
+    extra="hf",
     methods={
         "full": Entry("peft_modal.methods.full:Full", summary="Every backbone tensor is trained."),
         "linear_probe": Entry("peft_modal.methods.linear_probe:LinearProbe", summary="Only the head is trained."),
@@ -49,6 +50,11 @@ PLUGIN: Final = Plugin(
             "peft_modal.methods.ssf:SSF",
             summary="Scale and shift after every operation, merged afterwards.",
             paper="Lian et al., Scaling & Shifting Your Features, NeurIPS 2022, arXiv:2210.08823",
+        ),
+        "hf": Entry(
+            "peft_modal.methods.hf:HF",
+            summary="Weight-space tuners of Hugging Face peft: DoRA, PiSSA, VeRA, OFT, FourierFT, CorDA, ...",
+            requires=("peft",),
         ),
         "compose": Entry("peft_modal.methods.compose:Compose", summary="Several methods on one backbone."),
     },

@@ -3,6 +3,7 @@
 from peft_modal.attach.adapter import Adapter
 from peft_modal.attach.lifecycle import LifeCycle, ParameterService, Run
 from peft_modal.attach.merge import merge_
+from peft_modal.attach.operations import Operation
 from peft_modal.attach.prompts import PromptSource
 from peft_modal.attach.sparse import SparseEntries
 from peft_modal.attach.updates import LowRankUpdate
@@ -11,6 +12,7 @@ __all__ = [
     "Adapter",
     "LifeCycle",
     "LowRankUpdate",
+    "Operation",
     "ParameterService",
     "PromptSource",
     "Run",

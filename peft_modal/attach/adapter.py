@@ -16,6 +16,7 @@ from peft_modal.attach.branch import BranchAttachment, BranchMode
 from peft_modal.attach.lifecycle import LifeCycle
 from peft_modal.attach.listeners import Listeners
 from peft_modal.attach.namespace import Namespace
+from peft_modal.attach.operations import Operation, OperationAttachment, OperationWeight
 from peft_modal.attach.prompts import PromptAttachment, PromptPlace, PromptSet, PromptSource, refuse_blocks
 from peft_modal.attach.sparse import SparseEntries
 from peft_modal.attach.taps import TapAttachment
@@ -111,6 +112,31 @@ class Adapter(nn.Module):
                 "that site out"
             )
         self._hang(TransformAttachment(self._order(), site, LowRankTransform(update)))
+
+    def operate(self, site: WeightSite, operation: Operation) -> None:
+        """Let an operation stand in for a whole site's: in its call where there is one, else in the weight.
+
+        Raises:
+            AttachError: The site is a slice, or has neither; or dropout or another bias is asked for where there is no
+                call.
+        """
+        if site.rows is not None:
+            raise AttachError(f"'{site.name}' is a slice of '{site.path}'; an operation acts on whole tensors only")
+        self.add(site.name, operation)
+        if "call" in site.reach and site.op in {"linear", "conv"}:
+            self._hang(OperationAttachment(self._order(), site, operation))
+            return
+        if operation.has_dropout:
+            raise AttachError(
+                f"'{site.name}' is read inside a function, where inputs cannot be dropped; set dropout to 0 or leave "
+                "that site out"
+            )
+        if operation.changes_bias:
+            raise AttachError(
+                f"'{site.name}' is read inside a function, where only its weight can be replaced, and this operation "
+                "changes the bias too; leave that site out"
+            )
+        self.reparametrise(site, OperationWeight(operation), name="")
 
     def reparametrise(self, site: WeightSite, f: nn.Module, *, name: str | None = None, bias: bool = False) -> None:
         """Let `f(W)` stand in for the site's slice at each call; with `bias`, for its operation's bias.

@@ -18,8 +18,9 @@ class FoldStage(IntEnum):
 
     LEAF = 0
     TRANSFORM = 1
-    UPDATE = 2
-    OUTPUT = 3
+    OPERATION = 2
+    UPDATE = 3
+    OUTPUT = 4
 
 
 class FoldedWeights:

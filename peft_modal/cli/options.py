@@ -53,6 +53,8 @@ class Options:
     study: str | None = None
     """Name of the comparison in that database."""
     retry_failed: bool = False
+    format: str = "peft"
+    """What `export` writes."""
     kind: str | None = None
     """The only kind that `list` shows."""
     name: str | None = None
@@ -150,6 +152,19 @@ _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
             ),
             required=("--out",),
         ),
+        "export": _Verb(
+            "write an adapter for another program",
+            "peft_modal.cli.export:export",
+            ("--adapter", "--format", "--out", "--json"),
+            overrides=False,
+            required=("--adapter", "--out"),
+        ),
+        "import": _Verb(
+            "make an adapter file of a LoRA folder of Hugging Face peft",
+            "peft_modal.cli.export:import_lora",
+            ("--config", "--input", "--out", "--json"),
+            required=("--config", "--input", "--out"),
+        ),
         "list": _Verb(
             "what is installed: " + ", ".join(KINDS),
             "peft_modal.cli.listing:list_verb",
@@ -173,9 +188,12 @@ _ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
                  "help": "configuration: a local YAML file, or the name of a shipped one; repeat it to lay "
                          "several over each other"},
     "--adapter": {"type": Path, "metavar": "FILE", "help": "adapter file (.safetensors)"},
-    "--input": {"type": Path, "metavar": "PATH", "help": "file or folder to predict on"},
+    "--input": {"type": Path, "metavar": "PATH", "help": "file or folder to predict on, or to import"},
     "--out": {"type": Path, "metavar": "PATH",
               "help": "where results go; default runs/<config or adapter's folder-verb>/<time>, new-plugin: NAME"},
+    "--format": {"choices": ["peft"], "default": "peft",
+                 "help": "peft (default): a folder that Hugging Face peft loads, for LoRA and DoRA; the head, for "
+                         "which it has no place, goes into rest.safetensors beside it"},
     "--classes": {"type": int, "metavar": "N", "help": "number of classes, where the data cannot tell unread"},
     "--batch-size": {"type": int, "metavar": "N", "help": "of the estimate (default: that of the data)"},
     "--dtype": {"choices": ["float32", "float16", "bfloat16"], "default": "float32",

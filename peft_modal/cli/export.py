@@ -1,0 +1,88 @@
+"""`export` and `import`: adapters in other programs' formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from torch import Tensor
+
+from peft_modal.api import Model, build, load
+from peft_modal.cli.options import Options
+from peft_modal.cli.output import write, write_json
+from peft_modal.compose import compose
+from peft_modal.errors import ConfigError
+from peft_modal.files import Header, fingerprint, save_adapter, versions
+from peft_modal.tasks.tensors import load_tensors, tensors_of
+
+
+def export(options: Options) -> int:
+    """Write an adapter file in another program's format."""
+    assert options.adapter is not None
+    assert options.out is not None
+    model = load(options.adapter)
+    written = _FORMATS[options.format](model, options.out)
+    if options.json:
+        write_json({"out": str(options.out), "files": [str(path) for path in written]})
+    else:
+        write(f"written: {', '.join(map(str, written))}")
+    return 0
+
+
+def _peft(model: Model, out: Path) -> tuple[Path, ...]:
+    from peft_modal.hf.files import export_lora
+
+    return export_lora(model.adapter, out, head=model.head, backbone_name=model.composed.nodes["backbone"].name)
+
+
+_FORMATS: Final[Mapping[str, Callable[[Model, Path], tuple[Path, ...]]]] = MappingProxyType({"peft": _peft})
+"""By the names of `--format`."""
+
+
+def import_lora(options: Options) -> int:
+    """Make an adapter file of a LoRA folder of peft's; the configuration says backbone, head, task and data.
+
+    Raises:
+        ConfigError: A method is given, or the output is a folder.
+    """
+    from peft_modal.hf.files import read_lora
+    from peft_modal.hf.importing import import_lora as map_onto
+
+    assert options.input is not None
+    assert options.out is not None
+    if options.out.is_dir():
+        raise ConfigError(f"--out: '{options.out}' is a folder; name the adapter file to write")
+    if any(text.startswith(("method=", "method.")) for text in options.overrides):
+        raise ConfigError("--method: the folder decides the method; leave it out")
+    folder = read_lora(options.input)
+    first = compose(*options.config, {"method": {"name": "linear_probe"}}, overrides=options.overrides)
+    backbone = first.nodes["backbone"].build()
+    found = map_onto(folder, backbone)
+    composed = compose(*options.config, {"method": dict(found.method)}, overrides=options.overrides)
+    data = composed.nodes["data"].build()
+    data.prepare_data()
+    data.setup("fit")
+    model = build(composed, data.class_names)
+    has_head = any(name.startswith("head.") for name in found.tensors)
+    tensors = {**({} if has_head else _of_head(model)), **found.tensors}
+    # Tensors of the backbone's own that every method trains, where the folder does not know of them.
+    own = {name: value for name, value in model.adapter.state().items() if name.startswith("backbone.")}
+    load_tensors(model.adapter, model.head, {**own, **tensors})
+    header = Header(
+        config=composed.to_dict(), fingerprint=fingerprint(model.backbone.network.state_dict()),
+        class_names=model.class_names, preprocessing=dict(data.preprocessing), versions=versions(),
+    )  # fmt: skip
+    save_adapter(options.out, tensors_of(model.adapter, model.head), header)
+    method = str(found.method["name"])
+    if options.json:
+        write_json({"out": str(options.out), "method": dict(found.method), "head_trained": has_head})
+    else:
+        note = "" if has_head else "; the folder has no head, so the head is untrained"
+        write(f"imported as method '{method}': {options.out}{note}")
+    return 0
+
+
+def _of_head(model: Model) -> dict[str, Tensor]:
+    return {f"head.{name}": value for name, value in model.head.state_dict().items()}
