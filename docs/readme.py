@@ -9,6 +9,7 @@ import json
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 from peft_modal.comparison.manifest import read_manifest
 from peft_modal.comparison.table import markdown
@@ -41,10 +42,33 @@ def comparison_part(folder: Path) -> str:
     return f"```bash\n{made.command}\n```\n\n{markdown(made.plan, made.progress)}"
 
 
+def cost_table(results: dict[str, Any]) -> str:
+    """Step time and peak memory over full fine-tuning's, for each device and backbone that was measured."""
+    measured = [
+        (f"{backbone}, {device}", rows) for device, of in results.items() for backbone, rows in of["backbones"].items()
+    ]
+    head = "| method | " + " | ".join(f"{name}: time | memory" for name, _ in measured) + " |"
+    lines = [head, "|---|" + "---|---|" * len(measured)]
+    for method in dict.fromkeys(method for _, rows in measured for method in rows):
+        cells = [cell for _, rows in measured for cell in _cost_cells(rows.get(method, {}))]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cost_cells(row: dict[str, Any]) -> tuple[str, str]:
+    if "ratio" not in row:
+        return "–", "–"  # noqa: RUF001 — an en dash is meant
+    time = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+    return time, f"{row['peak_ratio']:.2f}" if "peak_ratio" in row else ""
+
+
 def filled(text: str) -> str:
     """The README with its generated parts made anew."""
     results = json.loads((ROOT / "benchmarks/results/pointcloud_transfer.json").read_text(encoding="utf-8"))
     parts = {"matrix": matrix_table(method_matrix(default_registry())), "transfer": transfer_table(results)}
+    cost = ROOT / "benchmarks/results/step_cost.json"
+    if cost.is_file():
+        parts["cost"] = cost_table(json.loads(cost.read_text(encoding="utf-8")))
     comparison = ROOT / "benchmarks/results/pointcloud_comparison"
     if (comparison / "manifest.json").is_file():
         parts["comparison"] = comparison_part(comparison)
