@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -103,14 +106,24 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         FileFormatError: The file is missing, corrupt, or not one of ours.
     """
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a mapping
+    return tensors, _document_of(path, metadata)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
     if not path.is_file():
         raise FileFormatError(f"'{path}' does not exist or is no file; a run leaves its adapter as adapter.safetensors")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a mapping
+            yield file
     except (SafetensorError, OSError) as error:
         raise FileFormatError(f"'{path}' is no readable safetensors file ({error}); copy or train it again") from error
+
+
+def _document_of(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if _KEY not in metadata:
         raise FileFormatError(f"'{path}' is a safetensors file, but not one that peft_modal wrote")
     try:
@@ -119,7 +132,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileFormatError(f"the header of '{path}' is damaged ({error}); copy or train it again") from error
     if not isinstance(document, dict):
         raise FileFormatError(f"the header of '{path}' is damaged: it is no mapping; copy or train it again")
-    return tensors, document
+    return document
 
 
 def save_adapter(path: Path, tensors: Mapping[str, Tensor], header: Header) -> None:
@@ -133,6 +146,33 @@ def save_adapter(path: Path, tensors: Mapping[str, Tensor], header: Header) -> N
     write_tensors(path, tensors, {"kind": "adapter", **asdict(header)})
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a file's index says of one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors writes it: `F32`, `BF16`, `I64`."""
+    bytes: int
+
+
+def read_index(path: Path) -> tuple[list[StoredTensor], Header]:
+    """Header and list of tensors of an adapter file; no tensor is read.
+
+    Raises:
+        FileFormatError: It is corrupt, no adapter file, or from a newer peft_modal.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        stored = []
+        for name in sorted(file.keys()):
+            part = file.get_slice(name)
+            shape, dtype = tuple(part.get_shape()), str(part.get_dtype())
+            stored.append(StoredTensor(name, shape, dtype, math.prod(shape) * _bits(dtype) // 8))
+    return stored, _header_of(path, _document_of(path, metadata))
+
+
 def load_adapter(path: Path) -> tuple[dict[str, Tensor], Header]:
     """Read an adapter file.
 
@@ -140,6 +180,10 @@ def load_adapter(path: Path) -> tuple[dict[str, Tensor], Header]:
         FileFormatError: It is corrupt, no adapter file, or from a newer peft_modal.
     """
     tensors, document = read_tensors(path)
+    return tensors, _header_of(path, document)
+
+
+def _header_of(path: Path, document: dict[str, Any]) -> Header:
     if document.pop("kind", None) != "adapter":
         raise FileFormatError(f"'{path}' holds backbone weights, not an adapter")
     version = document.get("format_version")
@@ -169,4 +213,10 @@ def load_adapter(path: Path) -> tuple[dict[str, Tensor], Header]:
             f"the header of '{path}' is damaged: {', '.join(damaged)} cannot be read; copy or train it again"
         )
     document["class_names"] = tuple(document.get("class_names", ()))
-    return tensors, Header(**document)
+    return Header(**document)
+
+
+def _bits(dtype: str) -> int:
+    """Size of an entry: the number in the name of its type; `BOOL` is a byte."""
+    digits = re.search(r"\d+", dtype)
+    return int(digits.group()) if digits else 8

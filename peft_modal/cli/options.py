@@ -34,6 +34,10 @@ class Options:
     print_config: bool = False
     json: bool = False
     matrix: bool = False
+    classes: int | None = None
+    """Number of classes, for `inspect`."""
+    batch_size: int | None = None
+    """Of the estimate of `inspect`."""
     dtype: str = "float32"
     """Type of merged weights."""
     kind: str | None = None
@@ -50,7 +54,24 @@ class _Verb:
     overrides: bool = True
     """Whether keys of the configuration (`--method.rank=4`) may be given."""
     required: tuple[str, ...] = ()
+    notes: str = ""
+    """Stands below the options in the verb's help."""
 
+
+_INSPECT_HELP: Final = """\
+  inspect --config NAME [--method=lora ...]   what would be trained, and the cost of a step
+  inspect --adapter FILE                      all that an adapter file says of itself
+  inspect --backbone=NAME                     blocks, sites and ports of a backbone
+Nothing is downloaded or read but the file named: neither weights nor data need to be there.
+
+"""
+_MERGE_HELP: Final = """\
+Writes the backbone with the adapter folded in, in the backbone's own checkpoint layout:
+--backbone.weights=OUT starts another run from it. Beside it, OUT's name with `.head.safetensors`
+is an adapter file with the head alone, so that test and predict --adapter go on working.
+Computed in float64, rounded once to --dtype; the deviations of weights and of features are printed.
+
+"""
 
 _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
     {
@@ -79,9 +100,23 @@ _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
         ),
         "merge": _Verb(
             "fold an adapter into plain weights",
-            "peft_modal.cli.run:merge",
+            "peft_modal.cli.merge:merge",
             ("--adapter", "--out", "--dtype", "--json"),
+            overrides=False,
             required=("--adapter", "--out"),
+            notes=_MERGE_HELP,
+        ),
+        "inspect": _Verb(
+            "what would be trained, at what cost; what an adapter file says; how a backbone is built",
+            "peft_modal.cli.inspect:inspect",
+            ("--config", "--adapter", "--classes", "--batch-size", "--json"),
+            notes=_INSPECT_HELP,
+        ),
+        "doctor": _Verb(
+            "look at this installation; name what is missing and the command that mends it",
+            "peft_modal.cli.doctor:doctor",
+            ("--json",),
+            overrides=False,
         ),
         "list": _Verb(
             "what is installed: " + ", ".join(KINDS),
@@ -101,6 +136,8 @@ _ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     "--adapter": {"type": Path, "metavar": "FILE", "help": "adapter file (.safetensors)"},
     "--input": {"type": Path, "metavar": "PATH", "help": "file or folder to predict on"},
     "--out": {"type": Path, "metavar": "PATH", "help": "where results go; fit: default runs/<config>/<time>"},
+    "--classes": {"type": int, "metavar": "N", "help": "number of classes, where the data cannot tell unread"},
+    "--batch-size": {"type": int, "metavar": "N", "help": "of the estimate (default: that of the data)"},
     "--dtype": {"choices": ["float32", "float16", "bfloat16"], "default": "float32",
                 "help": "type of the merged weights (default float32)"},
     "--overwrite": {"action": "store_true", "help": "replace a finished run in --out"},
@@ -163,7 +200,7 @@ def parse(verb: str, arguments: Sequence[str]) -> Options:
     parser = _Parser(
         prog=f"{PROGRAM} {verb}",
         description=spec.summary[0].upper() + spec.summary[1:] + ".",
-        epilog=_OVERRIDES_HELP if spec.overrides else None,
+        epilog=spec.notes + (_OVERRIDES_HELP if spec.overrides else "") or None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

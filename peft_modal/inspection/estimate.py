@@ -19,9 +19,11 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
 )
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from peft_modal.anatomy import Features
+from peft_modal.errors import PeftModalError
 from peft_modal.inspection.building import MetaModel
 from peft_modal.tasks.clipping import FrozenGradients
 
@@ -95,6 +97,8 @@ def estimate(model: MetaModel, batch: Mapping[str, Any], *, precision: str = "32
                 lambda: _forward(model, inputs), modules, trained_of(model), autocast=_PRECISIONS[precision],
                 train=lambda: _train(model),
             )  # fmt: skip
+    except PeftModalError as error:
+        return Unknown(str(error))
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
         return Unknown(f"the step depends on the values of its inputs ({_first_line(error)})")
     except (RuntimeError, NotImplementedError, KeyError) as error:
@@ -195,8 +199,7 @@ def _stand_in_loss(output: Output) -> Tensor | None:
     """Sum of every tensor with a gradient in an output of any structure."""
     if isinstance(output, Features):
         output = [output.tokens, *output.extras.values()]
-    leaves = torch.utils._pytree.tree_leaves(output)  # noqa: SLF001 — torch's own walk over nested outputs
-    terms = [leaf.float().sum() for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    terms = [leaf.float().sum() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
     return torch.stack(terms).sum() if terms else None
 
 
