@@ -20,6 +20,7 @@ from peft_modal.anatomy import (
     FrozenMode,
     Segment,
     TokenLayout,
+    adopt_biases,
 )
 from peft_modal.anatomy.sites import Access
 from peft_modal.errors import WeightsError
@@ -90,6 +91,7 @@ class PointMAEBackbone(Backbone):
             torch.manual_seed(init_seed)
             network = PointMAE(**sizes, mlp_ratio=mlp_ratio, drop_path=drop_path, encoder_dim=encoder_dim, init=init)
         self.weights = weights
+        self._sizes = sizes
         self.group_size: int = sizes["group_size"]
         self.num_group: int = sizes["num_group"]
         anatomy = point_transformer_anatomy(network, num_heads=sizes["num_heads"], train_cls=train_cls)
@@ -126,8 +128,13 @@ class PointMAEBackbone(Backbone):
                     f"backbone.weights: '{self.weights}' is neither 'nano' nor 'random' nor an existing file"
                 )
             state = read_point_checkpoint(path)
+        adopt_biases(self.network, state)
         matched = match_backbone(state, self.network.state_dict())
         self.network.load_state_dict({**self.network.state_dict(), **matched.filled})
+
+    def architecture(self) -> dict[str, Any]:
+        """The sizes, which the constructor otherwise takes from `weights`."""
+        return dict(self._sizes)
 
     def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
         """Features of `points` (B, N, 3); with `mask` (B, G) only of the visible patches, for masked pre-training."""

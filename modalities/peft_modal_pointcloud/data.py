@@ -5,9 +5,9 @@ A batch is a dict: `points` (B, P, 3) float32 and, where there are labels, `labe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -217,13 +217,18 @@ class Solids(PointClouds):
         if split not in {"downstream", "pretrain"}:
             raise ConfigError(f"split is '{split}', expected 'downstream' or 'pretrain'.")
         self.is_labelled = split == "downstream"
-        self.class_names = DOWNSTREAM_FAMILIES if self.is_labelled else PRETRAIN_FAMILIES
+        self.class_names = self.class_names_without_data({"split": split})
         self.pool_points = pool_points
         self.per_class: dict[Part, int] = {
             "train": shots if self.is_labelled else per_family,
             "val": val_per_class,
             "test": test_per_class,
         }
+
+    @classmethod
+    def class_names_without_data(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """The families of a split; see `peft_modal.inspection.classes.NamesClasses`."""
+        return DOWNSTREAM_FAMILIES if arguments["split"] == "downstream" else PRETRAIN_FAMILIES
 
     def load(self, part: Part) -> CloudSet:
         """Clouds (n, P, 3) of a split: from the cache if made before, or generated."""

@@ -5,7 +5,7 @@ from peft_modal.anatomy.backbone import Backbone, FrozenMode
 from peft_modal.anatomy.builder import AnatomyBuilder
 from peft_modal.anatomy.context import Context, Contexts, in_backward
 from peft_modal.anatomy.layout import Features, FeatureSpec, Segment, TokenLayout
-from peft_modal.anatomy.registered import registered, registrations
+from peft_modal.anatomy.registered import adopt_biases, registered, registrations
 from peft_modal.anatomy.selector import Selector
 from peft_modal.anatomy.sites import Port, WeightSite
 
@@ -23,6 +23,7 @@ __all__ = [
     "Selector",
     "TokenLayout",
     "WeightSite",
+    "adopt_biases",
     "in_backward",
     "registered",
     "registrations",

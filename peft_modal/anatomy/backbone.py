@@ -62,6 +62,14 @@ class Backbone(nn.Module, ABC):
     def load_weights(self) -> None:
         """Fill the network from what the constructor's `weights` names; constructors never read files."""
 
+    def architecture(self) -> dict[str, Any]:
+        """Constructor arguments that make this network whatever `weights` names.
+
+        A constructor that takes its sizes from its weights (a name that stands for a size) gives them here, so that
+        merged weights, which are a plain file, find a network that fits.
+        """
+        return {}
+
     def blocks_for_checkpointing(self, *, enabled: bool) -> None:
         """Switch gradient checkpointing (non-reentrant) of the network's blocks.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
 
 Registration = tuple[str, str]
@@ -17,6 +20,25 @@ def registered(module: nn.Module, name: str) -> Tensor | None:
 def has_parameter_slot(module: nn.Module, name: str) -> bool:
     """Whether the module registers a parameter of that name; a slot that holds None (`bias=False`) counts."""
     return name in module._parameters  # noqa: SLF001 — `hasattr` is true for any attribute
+
+
+def adopt_biases(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give modules without a bias the one that `state` holds for them: merging a shift (SSF) makes such biases.
+
+    For a backbone's `load_weights`, before it matches names; only an empty `bias` slot is filled.
+    """
+    for name, tensor in state.items():
+        path, _, slot = name.rpartition(".")
+        if slot != "bias":
+            continue
+        try:
+            module = network.get_submodule(path)
+        except AttributeError:
+            continue
+        weight = registered(module, "weight")
+        if has_parameter_slot(module, "bias") and registered(module, "bias") is None and weight is not None:
+            bias = torch.empty(tensor.shape, dtype=weight.dtype, device=weight.device)
+            module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
 
 
 def registrations(network: nn.Module, tensor: Tensor) -> tuple[Registration, ...]:

@@ -10,18 +10,22 @@ from torch import Tensor, nn
 from peft_modal.anatomy import Backbone, registered, registrations
 from peft_modal.attach.adapter import Adapter
 from peft_modal.attach.attachment import Attachment, FoldedWeights
+from peft_modal.attach.taps import TapAttachment
 from peft_modal.errors import MergeError
 
 
-def merge_(backbone: Backbone, adapters: Sequence[Adapter] | None = None) -> float:
+def merge_(
+    backbone: Backbone, adapters: Sequence[Adapter] | None = None, *, dtype: torch.dtype | None = None
+) -> float:
     """Fold adapters into the backbone's weights and detach them; the backbone changes.
 
-    Computed in float64, then rounded once to each tensor's dtype. Mechanisms fold in the order in which they act
+    Computed in float64, then rounded once to each tensor's dtype, or to `dtype` where that is coarser. Mechanisms fold in the order in which they act
     during a forward pass, so every adapter that acts on a module has to be merged together.
 
     Args:
         backbone: The backbone.
         adapters: What to fold; None for all that is attached.
+        dtype: Type that the changed tensors will be stored in; the network keeps its own and holds rounded values.
 
     Returns:
         The largest rounding deviation over all changed entries.
@@ -37,7 +41,8 @@ def merge_(backbone: Backbone, adapters: Sequence[Adapter] | None = None) -> flo
     attachments = [a for adapter in folding for a in adapter.attachments]
     _refuse_shared(backbone, folding, attachments)
     folded = FoldedWeights(backbone)
-    for attachment in attachments:
+    # A tap serves something else that cannot fold, which tells the reader more.
+    for attachment in sorted(attachments, key=lambda a: isinstance(a, TapAttachment)):
         if attachment.stage is None:
             attachment.fold(folded)
     for attachment in sorted(attachments, key=lambda a: (a.stage or 0, a.order)):
@@ -48,7 +53,7 @@ def merge_(backbone: Backbone, adapters: Sequence[Adapter] | None = None) -> flo
     deviation = 0.0
     for (holder, tensor), value in folded.tensors.items():
         if value is not None:
-            deviation = max(deviation, _write(backbone.network.get_submodule(holder), tensor, value))
+            deviation = max(deviation, _write(backbone.network.get_submodule(holder), tensor, value, dtype))
     return deviation
 
 
@@ -79,14 +84,16 @@ def _refuse_untied(backbone: Backbone, folded: FoldedWeights) -> None:
 
 
 @torch.no_grad()
-def _write(module: nn.Module, tensor: str, value: Tensor) -> float:
+def _write(module: nn.Module, tensor: str, value: Tensor, dtype: torch.dtype | None) -> float:
     own = registered(module, tensor)
+    if dtype is not None and value.is_floating_point():
+        rounded = value.to(dtype)
+    else:
+        rounded = value.to(next(module.parameters()).dtype if own is None else own.dtype)
     if own is None:
-        reference = next(module.parameters())
-        rounded = value.to(reference.dtype)
+        rounded = rounded.to(next(module.parameters()).dtype)
         module.register_parameter(tensor, nn.Parameter(rounded, requires_grad=False))
     else:
-        rounded = value.to(own.dtype)
         own.copy_(rounded)
     if not value.is_floating_point() or not value.numel():
         return 0.0

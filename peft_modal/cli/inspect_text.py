@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rich.console import Console
 from rich.text import Text
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from peft_modal.inspection.anatomy import AnatomyReport
     from peft_modal.inspection.config import ConfigReport
     from peft_modal.inspection.places import Group, TrainedPlace
+
+_T = TypeVar("_T")
 
 _WIDTH: Final = 96
 _NUMBER: Final = 14
@@ -37,10 +39,11 @@ def config_text(report: ConfigReport, *, title: str) -> None:
     method = nodes["method"].name
     named = ", ".join(f"{noun} {nodes[noun].name}" for noun in ("head", "task", "data") if noun in nodes)
     write(f"{title + ': ' if title else ''}{method} on {nodes['backbone'].name}{', ' + named if named else ''}")
-    write("Built from shapes alone: no weights, no data, no network.\n")
+    write("Built from shapes alone: no weights, no data, no network.")
+    write("\n")
     _print_tree(_trained_tree(report))
-    write("")
-    for line in (*_totals(report), "", *_estimate(report, method), *_notes(report)):
+    write("\n")
+    for line in (*_totals(report), "\n", *_estimate(report, method), *_notes(report)):
         write(line)
 
 
@@ -62,7 +65,7 @@ def adapter_text(report: AdapterReport) -> None:
         _field(key, text)
     for key, value in sorted(header.metrics.items()):
         write(f"  {key:38} {value:,.6g}")
-    write("")
+    write("\n")
     _print_tree(_stored_tree(report))
 
 
@@ -89,7 +92,7 @@ def anatomy_text(report: AnatomyReport) -> None:
         ports = [(p.role, name, str(p.width), f"channel axis {p.channel_dim}" if p.channel_dim != -1 else "",
                   " ".join(sorted(p.allows))) for name, p in section.ports]  # fmt: skip
         if ports:
-            write("")
+            write("\n")
         _aligned(("port", "name", "width", "", "allows"), ports)
 
 
@@ -103,38 +106,40 @@ def _trained_tree(report: ConfigReport) -> Tree:
         formula = report.head_formula
         if group == "head" and report.classes is not None and report.classes.source == "assumed":
             number = "?" if formula is None else f"{formula.fixed:,} + {formula.per_class:,} a class"
-        if group == "head" and "head" in report.composed.nodes:
-            text = f"head: {report.composed.nodes['head'].name}"
+        if group == "head":
+            text = f"head: {_name(report, 'head') or 'none'}"
         branch = tree.add(_row(text, number, level=1, style="bold"))
         own = [place for place in report.places if place.group == group]
-        for run in runs(_by_block(own), alike=_looks):
-            _add_blocks(branch, run, report)
+        located = [place for place in own if place.stack]
+        for run in runs(runs(located, alike=lambda place: (place.stack, place.blocks)), alike=_looks):
+            _add_blocks(branch, run)
+        for alike in _alike([place for place in own if not place.stack], name=lambda place: place.role, looks=_shapes):
+            number = f"{sum(place.parameters for place in alike):,}"
+            if group == "head" and _depends_on_classes(alike[0], report):
+                number += f" at {report.classes.count if report.classes else 0}"
+            branch.add(_row(_place_text(alike), number, level=2))
     return tree
 
 
-def _by_block(places: Sequence[TrainedPlace]) -> list[list[TrainedPlace]]:
-    return runs(places, alike=lambda place: (place.stack, place.block))
+def _shapes(place: TrainedPlace) -> object:
+    return tuple(tensor.shape for tensor in place.tensors)
 
 
 def _looks(block: list[TrainedPlace]) -> object:
-    if block[0].block is None:
+    if len(block[0].blocks) != 1:
         return id(block)
-    return block[0].stack, tuple((place.role, tuple(t.shape for t in place.tensors)) for place in block)
+    return block[0].stack, tuple((place.role, _shapes(place)) for place in block)
 
 
-def _add_blocks(branch: Tree, run: list[list[TrainedPlace]], report: ConfigReport) -> None:
-    first = run[0]
-    if first[0].stack:
-        numbers = [block[0].block for block in run if block[0].block is not None]
-        where = f"{first[0].stack} {shown_numbers(numbers)}" if numbers else f"{first[0].stack}, outside its blocks"
-        each = sum(place.parameters for place in first)
-        times = f"  ({len(run)} x {each:,})" if len(run) > 1 else ""
-        branch = branch.add(_row(where + times, f"{each * len(run):,}", level=2))
-    for place in first:
-        number = f"{place.parameters * len(run):,}"
-        if place.group == "head" and _depends_on_classes(place, report):
-            number += f" at {report.classes.count if report.classes else 0}"
-        branch.add(_row(_place_text(place, room=_WIDTH - _NUMBER - 14), number, level=3 if first[0].stack else 2))
+def _add_blocks(branch: Tree, run: list[list[TrainedPlace]]) -> None:
+    first = run[0][0]
+    numbers = [number for block in run for number in block[0].blocks]
+    where = f"{first.stack} {shown_numbers(numbers)}" if numbers else f"{first.stack}, outside its blocks"
+    each = sum(place.parameters for place in run[0])
+    times = f"  ({len(run)} x {each:,})" if len(run) > 1 else ", together" if len(first.blocks) > 1 else ""
+    branch = branch.add(_row(where + times, f"{each * len(run):,}", level=2))
+    for alike in zip(*run, strict=True):
+        branch.add(_row(_place_text(alike), f"{sum(place.parameters for place in alike):,}", level=3))
 
 
 def _depends_on_classes(place: TrainedPlace, report: ConfigReport) -> bool:
@@ -144,10 +149,23 @@ def _depends_on_classes(place: TrainedPlace, report: ConfigReport) -> bool:
     return any(report.classes.count in tensor.shape[:1] for tensor in place.tensors)
 
 
-def _place_text(place: TrainedPlace, *, room: int) -> str:
-    shapes = [f"{t.name.rpartition('.')[2]} {'x'.join(map(str, t.shape)) or 'scalar'}" for t in place.tensors]
-    text = f"{place.role}  {', '.join(shapes)}" if place.role else ", ".join(shapes)
-    return text if len(text) <= room else f"{place.role}  {len(shapes)} tensors"
+def _place_text(alike: Sequence[TrainedPlace]) -> str:
+    """What stands at one place, or at the same place of blocks that are alike."""
+    place = alike[0]
+    if place.group == "backbone":
+        # The tensor's own name tells more than its role, which others of the block share.
+        name = common_name([tensor.name for place in alike for tensor in place.tensors]).removeprefix("backbone.")
+        return f"{place.role}  {name} {_shape(place.tensors[0].shape)}"
+    role = place.role if place.stack else common_name([place.role for place in alike])
+    shapes = [f"{tensor.name.rpartition('.')[2]} {_shape(tensor.shape)}" for tensor in place.tensors]
+    if len(shapes) > 3:
+        sizes = dict.fromkeys(_shape(tensor.shape) for tensor in place.tensors)
+        shapes = [f"{len(shapes)} tensors" + (f" of {next(iter(sizes))}" if len(sizes) == 1 else "")]
+    return f"{role}  {', '.join(shapes)}"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def _totals(report: ConfigReport) -> Iterable[str]:
@@ -177,13 +195,13 @@ def _estimate(report: ConfigReport, method: str) -> Iterable[str]:
 
     told = {"data": "", "option": "", "assumed": " (assumed: --batch-size N sets it)"}[report.batch_source]
     yield f"One training step, batch of {report.batch_size}{told}, {report.precision}, {', '.join(report.inputs)}:"
-    for name, value in (("full fine-tuning", report.full), (method, report.method)):
+    both = {"full fine-tuning": report.full, method: report.method}
+    if method == "full":
+        del both["full fine-tuning"]
+    for name, value in both.items():
         if isinstance(value, Unknown):
             yield from _wrapped(f"no estimate for {name}: {value.reason}.", indent=2)
-    known = {name: value for name, value in (("full fine-tuning", report.full), (method, report.method))
-             if not isinstance(value, Unknown)}  # fmt: skip
-    if method == "full":
-        known.pop("full fine-tuning", None)
+    known = {name: value for name, value in both.items() if not isinstance(value, Unknown)}
     if not known:
         return
     ratio = ratios(report.method, report.full) if len(known) == 2 else None
@@ -197,7 +215,7 @@ def _estimate(report: ConfigReport, method: str) -> Iterable[str]:
 
 def _notes(report: ConfigReport) -> Iterable[str]:
     for note in report.notes:
-        yield from ("", *_wrapped(note, indent=0))
+        yield from ("\n", *_wrapped(note, indent=0))
 
 
 def _stored_tree(report: AdapterReport) -> Tree:
@@ -208,22 +226,21 @@ def _stored_tree(report: AdapterReport) -> Tree:
             continue
         stored = report.group(group)
         branch = tree.add(_row(title, _size(sum(t.bytes for t in stored)), level=1, style="bold"))
-        for run in _alike_tensors(stored):
+        for run in _alike(stored, name=lambda tensor: tensor.name, looks=lambda tensor: (tensor.shape, tensor.dtype)):
             name = common_name([tensor.name for tensor in run]).partition(".")[2]
-            shape = "x".join(map(str, run[0].shape)) or "scalar"
             times = f", {len(run)} times" if len(run) > 1 else ""
-            branch.add(_row(f"{name}  {run[0].dtype} {shape}{times}", _size(sum(t.bytes for t in run)), level=2))
+            branch.add(_row(f"{name}  {run[0].dtype} {_shape(run[0].shape)}{times}", _size(sum(t.bytes for t in run)), level=2))
     return tree
 
 
-def _alike_tensors(tensors: Sequence[StoredTensor]) -> list[list[StoredTensor]]:
-    """Tensors whose names differ in one number only, together; each group stands where its first one does."""
-    found: dict[object, list[StoredTensor]] = {}
-    for tensor in tensors:
-        parts = tensor.name.split(".")
+def _alike(items: Sequence[_T], *, name: Callable[[_T], str], looks: Callable[[_T], object]) -> list[list[_T]]:
+    """Those that look alike under names differing in one number, together; each group stands where its first does."""
+    found: dict[object, list[_T]] = {}
+    for item in items:
+        parts = name(item).split(".")
         at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
         pattern = tuple(parts) if at is None else (*parts[:at], None, *parts[at + 1 :])
-        found.setdefault((pattern, tensor.shape, tensor.dtype), []).append(tensor)
+        found.setdefault((pattern, looks(item)), []).append(item)
     return list(found.values())
 
 

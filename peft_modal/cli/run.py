@@ -1,4 +1,4 @@
-"""The verbs that need torch: fit, validate, test, predict, merge."""
+"""The verbs that need torch: fit, validate, test, predict."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import io
 import json
 from typing import Any
 
-import torch
-
 from peft_modal.api import Model, load
-from peft_modal.attach import merge_
 from peft_modal.cli.options import Options
 from peft_modal.cli.output import write, write_json
 from peft_modal.compose import compose
 from peft_modal.errors import ConfigError, DataError
-from peft_modal.files import write_tensors, write_text
+from peft_modal.files import write_text
 from peft_modal.running.fit import describe, evaluate
 from peft_modal.running.fit import fit as run_fit
 from peft_modal.running.folder import open_folder
@@ -74,25 +71,6 @@ def predict(options: Options) -> int:
         write_json(rows)
     else:
         write(f"{len(rows)} files predicted: {options.out / 'predictions.csv'}, {options.out / 'predictions.json'}")
-    return 0
-
-
-def merge(options: Options) -> int:
-    """Fold an adapter into plain backbone weights, in the backbone's own layout."""
-    assert options.out is not None
-    model = _load(options)
-    deviation = merge_(model.backbone)
-    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[options.dtype]
-    state = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in model.backbone.network.state_dict().items()
-    }
-    node = model.composed.nodes["backbone"]
-    write_tensors(options.out, state, {"kind": "backbone", "backbone": node.to_dict()})
-    if options.json:
-        write_json({"out": str(options.out), "deviation": deviation})
-    else:
-        write(f"merged weights: {options.out} (largest rounding deviation before the cast {deviation:.2g})")
     return 0
 
 

@@ -92,7 +92,8 @@ def describe_layout(layout: TokenLayout) -> str:
     else:
         prompts = f"prompts enter at position {layout.prompt_index}"
     repeats = "; positions are added before every block" if layout.repeats_positions else ""
-    return f"{tokens}, a {layout.body}; {prompts}{repeats}"
+    body = f"a {layout.body}" if layout.body in {"grid", "sequence"} else layout.body
+    return f"{tokens}; behind the data tokens lie {body}; {prompts}{repeats}"
 
 
 class _Block:

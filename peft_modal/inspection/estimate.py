@@ -84,7 +84,7 @@ def estimate(model: MetaModel, batch: Mapping[str, Any], *, precision: str = "32
 
     Args:
         model: What is trained; put into training mode.
-        batch: Real or fake inputs, small: only shapes matter.
+        batch: Inputs on any device; only shapes matter.
         precision: One that `precision_of` returns.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -92,7 +92,7 @@ def estimate(model: MetaModel, batch: Mapping[str, Any], *, precision: str = "32
     try:
         with mode:
             _leave_meta(modules)
-            inputs = {key: mode.from_tensor(v) if isinstance(v, Tensor) else v for key, v in batch.items()}
+            inputs = {key: torch.empty_like(v, device="cpu") if isinstance(v, Tensor) else v for key, v in batch.items()}
             return measure_step(
                 lambda: _forward(model, inputs), modules, trained_of(model), autocast=_PRECISIONS[precision],
                 train=lambda: _train(model),
@@ -100,7 +100,7 @@ def estimate(model: MetaModel, batch: Mapping[str, Any], *, precision: str = "32
     except PeftModalError as error:
         return Unknown(str(error))
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
-        return Unknown(f"the step depends on the values of its inputs ({_first_line(error)})")
+        return Unknown(f"what the step computes depends on values of its inputs ({_first_line(error)} reads one)")
     except (RuntimeError, NotImplementedError, KeyError) as error:
         return Unknown(f"the step cannot be run without values ({type(error).__name__}: {_first_line(error)})")
 

@@ -32,9 +32,10 @@ class TrainedPlace:
     group: Group
     stack: str
     """"" for the head, and for what the anatomy does not name."""
-    block: int | None
+    blocks: tuple[int, ...]
+    """Several where one tensor acts in all of them; none outside the blocks."""
     role: str
-    """Of the site, or of the ports in order: `attn.q`, `mlp.norm.in > block.out`."""
+    """Of the site, or of the ports in order: `attn.q`, `mlp.norm.in > block.out`; of a head, its module."""
     sites: tuple[str, ...]
     """Names of the sites and ports in the anatomy."""
     tensors: tuple[TrainedTensor, ...]
@@ -65,15 +66,14 @@ def trained_places(adapter: Adapter, head: nn.Module | None) -> list[TrainedPlac
               found.items()]  # fmt: skip
     if head is not None:
         for holder, own in _by_holder(head).items():
-            places.append(TrainedPlace("head", "", None, holder, (), tuple(own)))
+            places.append(TrainedPlace("head", "", (), holder, (), tuple(own)))
     order = {name: index for index, name in enumerate(by_name)}
     rank: dict[Group, int] = {"adapter": 0, "backbone": 1, "head": 2, "training_only": 3}
     blocked = {stack: index for index, stack in enumerate(dict.fromkeys(s.stack for s in anatomy.sites))}
 
     def key_of(place: TrainedPlace) -> tuple[int, ...]:
         at = min((order[name] for name in place.sites), default=len(order))
-        block = -1 if place.block is None else place.block
-        return (rank[place.group], blocked.get(place.stack, len(blocked)), block, at)
+        return (rank[place.group], blocked.get(place.stack, len(blocked)), min(place.blocks, default=-1), at)
 
     return sorted(places, key=key_of)
 
@@ -94,17 +94,10 @@ def _acting(adapter: Adapter, anatomy: Anatomy) -> dict[int, tuple[WeightSite | 
 
 def _place(group: Group, sites: list[WeightSite | Port], holder: str, tensors: list[TrainedTensor]) -> TrainedPlace:
     if not sites:
-        return TrainedPlace(group, "", None, holder.partition(".")[2], (), tuple(tensors))
-    blocks = {(site.stack, site.block) for site in sites}
-    block = sites[0].block if len(blocks) == 1 else None
-    if block is None and len(blocks) > 1:
-        role = f"{sites[0].role} of {len(sites)} places"
-        if len({site.role for site in sites}) == 1 and all(site.block is not None for site in sites):
-            role = f"{sites[0].role} of blocks {sites[0].block}-{sites[-1].block}"
-    else:
-        role = " > ".join(dict.fromkeys(site.role for site in sites))
-    names = tuple(site.name for site in sites)
-    return TrainedPlace(group, sites[0].stack, block, role, names, tuple(tensors))
+        return TrainedPlace(group, "", (), holder.partition(".")[2], (), tuple(tensors))
+    blocks = tuple(dict.fromkeys(site.block for site in sites if site.block is not None))
+    role = " > ".join(dict.fromkeys(site.role for site in sites))
+    return TrainedPlace(group, sites[0].stack, blocks, role, tuple(site.name for site in sites), tuple(tensors))
 
 
 def _by_holder(head: nn.Module) -> dict[str, list[TrainedTensor]]:
