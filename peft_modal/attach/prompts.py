@@ -146,7 +146,7 @@ class PromptAttachment(Attachment):
 
     @override
     def describe(self) -> str:
-        return f"prompts in {len(self.ports)} blocks"
+        return f"a set of prompts in {len(self.ports)} block{'s' if len(self.ports) > 1 else ''}"
 
     @override
     def where(self) -> tuple[Port, ...]:

@@ -60,9 +60,7 @@ def _config(options: Options) -> int:
     from peft_modal.inspection.config import inspect_config
 
     composed = compose(*options.config, overrides=options.overrides, required=("backbone", "method"))
-    report = inspect_config(
-        composed, default_registry(), classes=options.classes, batch_size=options.batch_size
-    )
+    report = inspect_config(composed, default_registry(), classes=options.classes, batch_size=options.batch_size)
     if options.json:
         write_json(report.to_dict())
     else:

@@ -38,7 +38,9 @@ def config_text(report: ConfigReport, *, title: str) -> None:
     nodes = report.composed.nodes
     method = nodes["method"].name
     named = ", ".join(f"{noun} {nodes[noun].name}" for noun in ("head", "task", "data") if noun in nodes)
-    write(f"{title + ': ' if title else ''}{method} on {nodes['backbone'].name}{', ' + named if named else ''}")
+    headline = f"{title + ': ' if title else ''}{method} on {nodes['backbone'].name}{', ' + named if named else ''}"
+    for line in _wrapped(headline, indent=0):
+        write(line)
     write("Built from shapes alone: no weights, no data, no network.")
     write("\n")
     _print_tree(_trained_tree(report))
@@ -82,7 +84,7 @@ def anatomy_text(report: AnatomyReport) -> None:
         _field(f"tokens of '{stack}'", describe_layout(layout), indent=22)
     if anatomy.always_trained:
         _field("always trained", ", ".join(site.name for site in anatomy.always_trained), indent=22)
-    write("\nSites are the tensors that a method can act on: beside their call, on the weight, or as a trained leaf.")
+    write("\nSites are tensors that a method can act on: beside a call, on the weight, or as a trained leaf.")
     write("Ports are the points of the data path that it can read, add to, replace, or insert tokens at.")
     for section in report.sections():
         write(f"\n{section.title}")
@@ -229,7 +231,9 @@ def _stored_tree(report: AdapterReport) -> Tree:
         for run in _alike(stored, name=lambda tensor: tensor.name, looks=lambda tensor: (tensor.shape, tensor.dtype)):
             name = common_name([tensor.name for tensor in run]).partition(".")[2]
             times = f", {len(run)} times" if len(run) > 1 else ""
-            branch.add(_row(f"{name}  {run[0].dtype} {_shape(run[0].shape)}{times}", _size(sum(t.bytes for t in run)), level=2))
+            branch.add(
+                _row(f"{name}  {run[0].dtype} {_shape(run[0].shape)}{times}", _size(sum(t.bytes for t in run)), level=2)
+            )
     return tree
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft_modal.compose.yaml_text import format_yaml
 from peft_modal.registry import NOUNS, Noun
 
 
@@ -66,6 +65,8 @@ class Composed:
 
     def to_yaml(self) -> str:
         """`to_dict` as text."""
+        from peft_modal.compose.yaml_text import format_yaml  # here, so that `doctor` starts where PyYAML is missing
+
         return format_yaml(self.to_dict())
 
 

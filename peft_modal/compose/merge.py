@@ -11,7 +11,6 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from peft_modal.compose.yaml_text import parse_yaml
 from peft_modal.errors import ConfigError
 from peft_modal.registry import NOUNS
 
@@ -89,6 +88,8 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     Raises:
         ConfigError: Keys or values that cannot be read; all of them are reported.
     """
+    from peft_modal.compose.yaml_text import parse_yaml  # here, so that `doctor` starts where PyYAML is missing
+
     layer: dict[str, Any] = {}
     problems: list[str] = []
     for override in overrides:

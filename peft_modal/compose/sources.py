@@ -10,7 +10,6 @@ from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from peft_modal.compose.yaml_text import parse_yaml
 from peft_modal.errors import ConfigError, nearest
 from peft_modal.registry import Registry, default_registry
 
@@ -86,6 +85,8 @@ def read_config(config: ConfigFile) -> dict[str, Any]:
     Raises:
         ConfigError: The file cannot be read, is not YAML, or is not a mapping.
     """
+    from peft_modal.compose.yaml_text import parse_yaml  # here, so that `doctor` starts where PyYAML is missing
+
     try:
         text = config.file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

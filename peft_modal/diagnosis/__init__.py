@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from peft_modal.diagnosis.combinations import known_bad_combinations
+from peft_modal.diagnosis.combinations import check_combinations
 from peft_modal.diagnosis.finding import Finding
-from peft_modal.diagnosis.machine import folders, machine, torch_and_gpu
-from peft_modal.diagnosis.packages import dependencies, extras, shadowing
-from peft_modal.diagnosis.plugins import plugins
+from peft_modal.diagnosis.machine import check_folders, check_machine, check_torch
+from peft_modal.diagnosis.packages import check_dependencies, check_extras, check_shadowing
+from peft_modal.diagnosis.plugins import check_plugins
 
 __all__ = ["Finding", "diagnose"]
 
 _CHECKS: Final[tuple[Callable[[], Iterable[Finding]], ...]] = (
-    machine, folders, torch_and_gpu, dependencies, extras, plugins, shadowing, known_bad_combinations,
+    check_machine, check_folders, check_torch, check_dependencies, check_extras, check_plugins, check_shadowing,
+    check_combinations,
 )  # fmt: skip
 
 
@@ -26,6 +27,8 @@ def diagnose() -> list[Finding]:
             findings += check()
         except Exception as error:  # noqa: BLE001 - whatever is broken here is what the user wants to be told
             findings.append(
-                Finding("doctor", check.__name__, "problem", f"this check itself failed: {type(error).__name__}: {error}")
+                Finding(
+                    "doctor", check.__name__, "problem", f"this check itself failed: {type(error).__name__}: {error}"
+                )
             )
     return findings

@@ -14,7 +14,7 @@ _MALICIOUS: Final = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6
 """GHSA-w37p-236h-pfx3."""
 
 
-def known_bad_combinations() -> Iterator[Finding]:
+def check_combinations() -> Iterator[Finding]:
     """Malicious releases, torch beside its companions, a torchvision for another torch, the optional pytorch3d."""
     yield from _malicious()
     yield from _torchaudio()

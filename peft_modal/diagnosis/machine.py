@@ -21,25 +21,30 @@ _LITTLE_DISK: Final = 2 * 10**9
 """Bytes; a run with checkpoints of a large backbone takes about that."""
 
 
-def machine() -> Iterator[Finding]:
+def check_machine() -> Iterator[Finding]:
     """Versions of Python and of ourselves, operating system, cores, memory."""
     yield Finding("machine", "peft_modal", "ok", f"{__version__} in {Path(__file__).parents[1]}")
     found = platform.python_version()
     if sys.version_info[:2] < _PYTHON:
         wanted = ".".join(map(str, _PYTHON))
-        yield Finding("machine", "python", "problem", f"{found}, {wanted} or newer is needed", f"install Python {wanted}")
+        yield Finding(
+            "machine", "python", "problem", f"{found}, {wanted} or newer is needed", f"install Python {wanted}"
+        )
     else:
         yield Finding("machine", "python", "ok", f"{found} at {sys.executable}")
     yield Finding("machine", "system", "ok", f"{platform.system()} {platform.release()} on {platform.machine()}")
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("OMP_NUM_THREADS")
     yield Finding(
-        "machine", "cores", "ok", f"{usable} usable of {os.cpu_count()}" + (f", OMP_NUM_THREADS={threads}" if threads else "")
+        "machine",
+        "cores",
+        "ok",
+        f"{usable} usable of {os.cpu_count()}" + (f", OMP_NUM_THREADS={threads}" if threads else ""),
     )
     yield _memory()
 
 
-def folders() -> Iterator[Finding]:
+def check_folders() -> Iterator[Finding]:
     """Whether the cache and the working folder can be written to, and how much room they have."""
     for name, folder, mend in (
         ("cache folder", cache_folder(), "set PEFT_MODAL_CACHE to a folder that you may write to"),
@@ -59,13 +64,15 @@ def folders() -> Iterator[Finding]:
             yield Finding("folders", name, "ok", text)
 
 
-def torch_and_gpu() -> Iterator[Finding]:
+def check_torch() -> Iterator[Finding]:
     """Whether torch can be imported, for what it was built, and whether that fits the GPU and its driver."""
     reinstall = 'pip install --force-reinstall "torch>=2.11,<2.15"'
     try:
         import torch
     except Exception as error:  # noqa: BLE001 - a broken build raises anything, OSError for a missing library too
-        yield Finding("torch", "import", "problem", f"torch cannot be imported: {type(error).__name__}: {error}", reinstall)
+        yield Finding(
+            "torch", "import", "problem", f"torch cannot be imported: {type(error).__name__}: {error}", reinstall
+        )
         yield from _driver(built=None)
         return
     built: str | None = torch.version.cuda

@@ -16,6 +16,9 @@ from peft_modal.diagnosis.finding import Finding
 OWN: Final = "peft-modal"
 _NO_METADATA: Final = "peft-modal is used without being installed, so its bounds and plugins cannot be read"
 _INSTALL: Final = "pip install -e .  (in the repository)"
+_OURS: Final = ("peft_modal", "peft_modal_pointcloud", "peft_modal_heads")
+_NEEDED: Final = ("torch", "torchvision", "lightning", "jsonargparse", "numpy", "safetensors", "rich", "yaml")
+"""Import names that a file in the working folder may hide."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class _Missing:
     reason: str
 
 
-def dependencies() -> Iterator[Finding]:
+def check_dependencies() -> Iterator[Finding]:
     """Each dependency of the core: its version against our bound."""
     required = _required()
     if required is None:
@@ -40,7 +43,7 @@ def dependencies() -> Iterator[Finding]:
             yield Finding("packages", name, "ok", version)
 
 
-def extras() -> Iterator[Finding]:
+def check_extras() -> Iterator[Finding]:
     """Each extra: complete, or what it lacks. A missing extra is no problem: nobody needs all of them."""
     required = _required()
     if required is None:
@@ -63,23 +66,26 @@ def extras() -> Iterator[Finding]:
         yield Finding("extras", name, "problem" if wrong else "warning", text, mend)
 
 
-def shadowing() -> Iterator[Finding]:
+def check_shadowing() -> Iterator[Finding]:
     """Whether another folder or file is imported in the place of one of our packages, or stands ready to be."""
-    own = Path(__file__).resolve().parents[1]
-    here = Path.cwd()
-    for name in ("peft_modal", "peft_modal_pointcloud", "peft_modal_heads"):
+    core = Path(__file__).resolve().parents[2]
+    # Beside the core in an installation, one level down in the repository.
+    homes = {core, core / "modalities", core / "heads"}
+    for name in _OURS:
         spec = importlib.util.find_spec(name)
-        found = [Path(place).resolve() for place in (spec.submodule_search_locations or ())] if spec is not None else []
-        if spec is None or (name == "peft_modal" and own not in found):
-            where = ", ".join(map(str, found)) or "nowhere"
-            yield Finding("packages", name, "problem", f"is found in {where}, while this program runs from {own}",
-                          "start from another folder, or rename the one that shadows it")  # fmt: skip
-        elif spec.origin is None:
-            yield Finding("packages", name, "problem", f"{found[0]} is a folder without __init__.py that hides ours",
-                          "start from another folder, or rename it")  # fmt: skip
-    for name in ("torch", "lightning", "numpy", "safetensors"):
-        local = next((p for p in (here / name, here / f"{name}.py") if p.exists()), None)
-        if local is not None and "" in {*sys.path, "." if str(here) not in sys.path else ""}:
+        if spec is None:
+            yield Finding("packages", name, "problem", "cannot be found, though it belongs to peft-modal", _INSTALL)
+            continue
+        places = [Path(place).resolve() for place in spec.submodule_search_locations or (spec.origin or "",)]
+        if spec.origin is None or not homes.intersection(place.parent for place in places):
+            yield Finding("packages", name, "problem", f"'{places[0]}' hides ours, which belongs below '{core}'",
+                          "rename it, or start from another folder")  # fmt: skip
+    here = Path.cwd()
+    if {"", str(here)}.isdisjoint(sys.path):
+        return
+    for name in _NEEDED:
+        local = next((place for place in (here / name / "__init__.py", here / f"{name}.py") if place.exists()), None)
+        if local is not None:
             yield Finding("packages", name, "problem", f"'{local}' hides the installed package",
                           "rename it, or start from another folder")  # fmt: skip
 

@@ -9,7 +9,7 @@ from peft_modal.plugin_api import NOUNS, Broken, Installed
 from peft_modal.registry import Registry
 
 
-def plugins() -> Iterator[Finding]:
+def check_plugins() -> Iterator[Finding]:
     """Every plugin that an installed distribution names, and names that two of them claim."""
     registry = Registry.discover()
     if not any(source.plugin.name == "core" for source in registry.installed):

@@ -92,7 +92,9 @@ def estimate(model: MetaModel, batch: Mapping[str, Any], *, precision: str = "32
     try:
         with mode:
             _leave_meta(modules)
-            inputs = {key: torch.empty_like(v, device="cpu") if isinstance(v, Tensor) else v for key, v in batch.items()}
+            inputs = {
+                key: torch.empty_like(v, device="cpu") if isinstance(v, Tensor) else v for key, v in batch.items()
+            }
             return measure_step(
                 lambda: _forward(model, inputs), modules, trained_of(model), autocast=_PRECISIONS[precision],
                 train=lambda: _train(model),

@@ -20,7 +20,10 @@ def tensors_of(adapter: Adapter, head: nn.Module, *, training_only: bool = False
         head: The head.
         training_only: With what only training needs, for a checkpoint that goes on.
     """
-    return {**adapter.state(training_only=training_only), **{_HEAD + name: tensor for name, tensor in head.state_dict().items()}}
+    return {
+        **adapter.state(training_only=training_only),
+        **{_HEAD + name: tensor for name, tensor in head.state_dict().items()},
+    }
 
 
 def load_tensors(
