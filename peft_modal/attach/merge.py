@@ -17,8 +17,8 @@ from peft_modal.errors import MergeError
 def merge_(backbone: Backbone, adapters: Sequence[Adapter] | None = None, *, dtype: torch.dtype | None = None) -> float:
     """Fold adapters into the backbone's weights and detach them; the backbone changes.
 
-    Computed in float64, then rounded once to each tensor's dtype, or to `dtype` where that is coarser. Mechanisms fold in the order in which they act
-    during a forward pass, so every adapter that acts on a module has to be merged together.
+    Computed in float64, then rounded once to each tensor's dtype, or to `dtype` where one is given. Mechanisms fold in
+    the order in which they act during a forward pass, so every adapter that acts on a module has to be merged together.
 
     Args:
         backbone: The backbone.

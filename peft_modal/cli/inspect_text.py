@@ -14,7 +14,6 @@ from peft_modal.cli.output import write
 from peft_modal.inspection.ranges import common_name, runs, shown_numbers
 
 if TYPE_CHECKING:
-    from peft_modal.files import StoredTensor
     from peft_modal.inspection.adapter_file import AdapterReport
     from peft_modal.inspection.anatomy import AnatomyReport
     from peft_modal.inspection.config import ConfigReport

@@ -77,7 +77,11 @@ def merge(options: Options) -> int:
 
 
 def _fold(model: Model, dtype: torch.dtype) -> tuple[Deviation, dict[str, Tensor]]:
-    """Merge in place, leave the network with the values that are stored, and compare."""
+    """Merge in place, leave the network with the values that are stored, and compare.
+
+    Raises:
+        MergeError: The method has no equivalent in plain weights, or a weight does not fit the type.
+    """
     adapted = _features(model.backbone)
     node = model.composed.nodes["method"]
     try:
@@ -111,7 +115,11 @@ def _features(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def _node_with_weights(node: Node, backbone: Backbone, weights: Path) -> dict[str, Any]:
-    """The backbone's node with the merged file as its weights, and its sizes written out."""
+    """The backbone's node with the merged file as its weights, and its sizes written out.
+
+    Raises:
+        ConfigError: It takes no weights.
+    """
     if "weights" not in node.kwargs:
         raise ConfigError(f"backbone '{node.name}' takes no 'weights', so merged weights could not be loaded into it.")
     return {**node.to_dict(), **backbone.architecture(), "weights": str(weights.resolve())}
@@ -121,6 +129,9 @@ def _write_head(model: Model, backbone: Mapping[str, Any], path: Path) -> None:
     """An adapter file on the merged backbone which attaches nothing: `linear_probe` with the trained head.
 
     The weights are read back for it through the backbone's own loader, so a file that would not load is noticed here.
+
+    Raises:
+        WeightsError: They do not come back as they were written.
     """
     assert model.header is not None
     config = {**model.header.config, "backbone": dict(backbone), "method": {"name": "core.linear_probe"}}

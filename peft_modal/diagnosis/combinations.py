@@ -15,7 +15,11 @@ _MALICIOUS: Final = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6
 
 
 def check_combinations() -> Iterator[Finding]:
-    """Malicious releases, torch beside its companions, a torchvision for another torch, the optional pytorch3d."""
+    """Malicious releases, torch beside its companions, a torchvision for another torch, the optional pytorch3d.
+
+    Yields:
+        One finding for each.
+    """
     yield from _malicious()
     yield from _torchaudio()
     yield from _torchvision()
@@ -39,14 +43,18 @@ def _torchaudio() -> Iterator[Finding]:
         return
     text = f"torchaudio {version_of('torchaudio')} beside torch {version_of('torch')}"
     if audio[:2] == (2, 11) and torch >= (2, 15):
-        yield Finding("combinations", "torchaudio", "problem", f"{text}: it is built for CUDA 13.0 and refuses to import",
+        yield Finding("combinations", "torchaudio", "problem", f"{text}: built for CUDA 13.0, it refuses to import",
                       'pip install "torch>=2.11,<2.15"')  # fmt: skip
     else:
         yield Finding("combinations", "torchaudio", "ok", text)
 
 
 def _torchvision() -> Iterator[Finding]:
-    """Torchvision's metadata pins the torch that it was built for."""
+    """Torchvision's metadata pins the torch that it was built for.
+
+    Yields:
+        One finding for each.
+    """
     from packaging.requirements import Requirement
 
     torch, vision = version_of("torch"), version_of("torchvision")

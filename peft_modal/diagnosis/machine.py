@@ -22,7 +22,11 @@ _LITTLE_DISK: Final = 2 * 10**9
 
 
 def check_machine() -> Iterator[Finding]:
-    """Versions of Python and of ourselves, operating system, cores, memory."""
+    """Versions of Python and of ourselves, operating system, cores, memory.
+
+    Yields:
+        One finding for each.
+    """
     yield Finding("machine", "peft_modal", "ok", f"{__version__} in {Path(__file__).parents[1]}")
     found = platform.python_version()
     if sys.version_info[:2] < _PYTHON:
@@ -45,7 +49,11 @@ def check_machine() -> Iterator[Finding]:
 
 
 def check_folders() -> Iterator[Finding]:
-    """Whether the cache and the working folder can be written to, and how much room they have."""
+    """Whether the cache and the working folder can be written to, and how much room they have.
+
+    Yields:
+        One finding for each.
+    """
     for name, folder, mend in (
         ("cache folder", cache_folder(), "set PEFT_MODAL_CACHE to a folder that you may write to"),
         ("working folder", Path.cwd(), "go to a folder that you may write to, or give --out"),
@@ -65,7 +73,11 @@ def check_folders() -> Iterator[Finding]:
 
 
 def check_torch() -> Iterator[Finding]:
-    """Whether torch can be imported, for what it was built, and whether that fits the GPU and its driver."""
+    """Whether torch can be imported, for what it was built, and whether that fits the GPU and its driver.
+
+    Yields:
+        One finding for each.
+    """
     reinstall = 'pip install --force-reinstall "torch>=2.11,<2.15"'
     try:
         import torch
@@ -88,7 +100,8 @@ def check_torch() -> Iterator[Finding]:
 def _device(torch: Any, index: int) -> Finding:  # noqa: ANN401 — the module, imported by the caller
     properties = torch.cuda.get_device_properties(index)
     name = f"GPU {index}"
-    text = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, compute capability {properties.major}.{properties.minor}"
+    memory = f"{properties.total_memory / 1e9:.0f} GB"
+    text = f"{properties.name}, {memory}, compute capability {properties.major}.{properties.minor}"
     try:
         torch.ones(8, device=f"cuda:{index}").sum().item()
     except RuntimeError as error:
@@ -101,7 +114,11 @@ def _device(torch: Any, index: int) -> Finding:  # noqa: ANN401 — the module, 
 
 
 def _driver(*, built: str | None) -> Iterator[Finding]:
-    """Without a usable GPU: whether there is one after all."""
+    """Without a usable GPU: whether there is one after all.
+
+    Yields:
+        One finding for each.
+    """
     driver = _nvidia_driver()
     if driver is None:
         yield Finding("torch", "GPU", "ok", "none; everything runs on the CPU")

@@ -28,7 +28,11 @@ class _Missing:
 
 
 def check_dependencies() -> Iterator[Finding]:
-    """Each dependency of the core: its version against our bound."""
+    """Each dependency of the core: its version against our bound.
+
+    Yields:
+        One finding for each.
+    """
     required = _required()
     if required is None:
         yield Finding("packages", OWN, "problem", _NO_METADATA, _INSTALL)
@@ -44,7 +48,11 @@ def check_dependencies() -> Iterator[Finding]:
 
 
 def check_extras() -> Iterator[Finding]:
-    """Each extra: complete, or what it lacks. A missing extra is no problem: nobody needs all of them."""
+    """Each extra: complete, or what it lacks. A missing extra is no problem: nobody needs all of them.
+
+    Yields:
+        One finding for each.
+    """
     required = _required()
     if required is None:
         return
@@ -67,7 +75,11 @@ def check_extras() -> Iterator[Finding]:
 
 
 def check_shadowing() -> Iterator[Finding]:
-    """Whether another folder or file is imported in the place of one of our packages, or stands ready to be."""
+    """Whether another folder or file is imported in the place of one of our packages, or stands ready to be.
+
+    Yields:
+        One finding for each.
+    """
     core = Path(__file__).resolve().parents[2]
     # Beside the core in an installation, one level down in the repository.
     homes = {core, core / "modalities", core / "heads"}

@@ -10,10 +10,14 @@ from peft_modal.registry import Registry
 
 
 def check_plugins() -> Iterator[Finding]:
-    """Every plugin that an installed distribution names, and names that two of them claim."""
+    """Every plugin that an installed distribution names, and names that two of them claim.
+
+    Yields:
+        One finding for each.
+    """
     registry = Registry.discover()
     if not any(source.plugin.name == "core" for source in registry.installed):
-        yield Finding("plugins", "core", "problem", "the core's own entry point is not registered, so there is no method",
+        yield Finding("plugins", "core", "problem", "the core's own entry point is not registered: there is no method",
                       "pip install -e .  (in the repository; new entry points need a fresh install)")  # fmt: skip
     for source in registry.installed:
         yield _installed(source)

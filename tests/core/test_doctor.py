@@ -51,7 +51,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def run_doctor(folder: Path, *path: Path, code: str = "", arguments: str = "['doctor', '--json']"):
     places = [REPOSITORY, REPOSITORY / "modalities", REPOSITORY / "heads"]
     return subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys\nfrom peft_modal.cli.main import main\nsys.exit(main({arguments}))"],
+        [sys.executable, "-c", f"{code}\nfrom peft_modal.cli.main import main\nraise SystemExit(main({arguments}))"],
         check=False, capture_output=True, text=True, cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*path, *places))),
              "PEFT_MODAL_CACHE": str(folder / "cache")},
@@ -105,8 +105,8 @@ def test_it_starts_without_any_package_but_the_standard_library(tmp_path: Path) 
         "import sys\n"
         "class Nothing:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in {'torch', 'yaml', 'rich', 'numpy', 'packaging', 'lightning', 'jsonargparse',"
-        " 'safetensors', 'typing_extensions'}:\n"
+        "        if name.partition('.')[0] in {'torch', 'yaml', 'rich', 'numpy', 'packaging', 'lightning',"
+        " 'jsonargparse', 'safetensors', 'typing_extensions'}:\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Nothing())\n"
     )

@@ -166,7 +166,8 @@ def adapter_file(path: Path) -> Path:
                for part, shape in (("down", (2, 8)), ("up", (8, 2)))}  # fmt: skip
     tensors |= {"backbone.cls_token": torch.zeros(1, 1, 8), "head.linear.weight": torch.zeros(3, 8).half()}
     header = Header(
-        config={"backbone": {"name": "point_mae", "weights": "/gone.pt"}, "method": {"name": "lora", "rank": 2}, "seed": 7},
+        config={"backbone": {"name": "point_mae", "weights": "/gone.pt"}, "method": {"name": "lora", "rank": 2},
+                "seed": 7},
         fingerprint="ab" * 32, class_names=("cup", "jar", "pot"), preprocessing={"num_points": 64},
         metrics={"test/accuracy": 0.75}, versions={"torch": "2.14.1"},
     )  # fmt: skip
