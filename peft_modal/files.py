@@ -113,7 +113,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
+def _opened(path: Path) -> Iterator[Any]:  # safetensors types none of its methods
     if not path.is_file():
         raise FileFormatError(f"'{path}' does not exist or is no file; a run leaves its adapter as adapter.safetensors")
     try:

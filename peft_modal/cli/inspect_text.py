@@ -147,7 +147,8 @@ def _depends_on_classes(place: TrainedPlace, report: ConfigReport) -> bool:
     """Whether a row of the head shows a number that holds for the assumed classes only."""
     if report.classes is None or report.classes.source != "assumed":
         return False
-    return any(report.classes.count in tensor.shape[:1] for tensor in place.tensors)
+    formula = report.head_formula
+    return formula is not None and any(tensor.name in formula.growing for tensor in place.tensors)
 
 
 def _place_text(alike: Sequence[TrainedPlace]) -> str:

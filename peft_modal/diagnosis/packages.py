@@ -123,7 +123,11 @@ def _extras() -> list[str]:
 
 
 def _expanded(required: Iterable[str], extra: str, *, seen: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Requirements of an extra; one that names our own extras stands for theirs."""
+    """Requirements of an extra; one that names our own extras stands for theirs.
+
+    Yields:
+        Requirements as text, with markers that hold for `extra`.
+    """
     from packaging.requirements import Requirement
 
     required = list(required)
@@ -134,7 +138,7 @@ def _expanded(required: Iterable[str], extra: str, *, seen: frozenset[str] = fro
         if requirement.marker.evaluate({"extra": ""}):
             continue
         if _canonical(requirement.name) == OWN:
-            for other in requirement.extras - seen - {extra}:
+            for other in sorted(requirement.extras - seen - {extra}):
                 yield from (_for_extra(t, extra) for t in _expanded(required, other, seen=seen | {extra}))
         else:
             yield text

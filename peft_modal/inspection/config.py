@@ -25,6 +25,9 @@ from peft_modal.tasks.tensors import tensors_of
 ASSUMED_BATCH: Final = 8
 """Where neither the data nor the command line names a batch size; the output says so."""
 
+_TRIED: Final = (2, 3, 5)
+"""Numbers of classes that a head is built for: two tell the formula, the third checks it."""
+
 _INDEX_BYTES: Final = 75
 """What a tensor's entry in a safetensors header takes beside its name."""
 
@@ -35,6 +38,8 @@ class HeadFormula:
 
     fixed: int
     per_class: int
+    growing: tuple[str, ...]
+    """Names of the tensors that have a row for each class."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +159,13 @@ def _head_formula(composed: Composed, backbone: Backbone) -> HeadFormula | None:
     node = composed.nodes.get("head")
     if node is None:
         return None
-    two, three, five = (sum(p.numel() for p in build_head(node, backbone, n).parameters()) for n in (2, 3, 5))
+    shapes = [{f"head.{name}": p.shape for name, p in build_head(node, backbone, n).named_parameters()} for n in _TRIED]
+    two, three, five = (sum(shape.numel() for shape in own.values()) for own in shapes)
     per_class = three - two
-    return HeadFormula(two - 2 * per_class, per_class) if five - two == 3 * per_class else None
+    if five - two != 3 * per_class:
+        return None
+    growing = tuple(name for name, shape in shapes[0].items() if shapes[1].get(name) != shape)
+    return HeadFormula(two - 2 * per_class, per_class, growing)
 
 
 def _batch_size(composed: Composed, given: int | None) -> tuple[int, str]:

@@ -7,7 +7,7 @@ import torch
 from tiny_backbones import TinyCLIP, TinyUNet, TinyViT
 from torch import nn
 
-from peft_modal.anatomy import Anatomy, AnatomyBuilder, Selector
+from peft_modal.anatomy import Anatomy, AnatomyBuilder, Selector, adopt_biases
 from peft_modal.errors import SelectionError
 
 VIT = TinyViT().anatomy
@@ -202,3 +202,13 @@ def test_a_tensor_is_read_past_what_stands_in_for_it() -> None:
     assert backbone.tensor("norm.weight") is own
     with pytest.raises(KeyError):
         backbone.tensor("norm.nothing")
+
+
+def test_a_bias_that_a_file_holds_fills_an_empty_slot_only() -> None:
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2), nn.RMSNorm(2))
+    kept = net[1].bias
+    adopt_biases(net, {f"{place}.bias": torch.ones(width) for place, width in ((0, 4), (1, 2), (2, 2), (9, 1))})
+    assert list(net.state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight"]
+    assert net[0].bias.shape == (4,)
+    assert not net[0].bias.requires_grad
+    assert net[1].bias is kept

@@ -7,6 +7,7 @@ from tiny_backbones import TinyViT
 from torch.utils.data import DataLoader
 
 from peft_modal.attach import LifeCycle
+from peft_modal.counting import count_parameters
 from peft_modal.errors import TrainingError
 from peft_modal.methods.full import Full
 from peft_modal.methods.lora import LoRA
@@ -210,6 +211,45 @@ def test_a_checkpoint_holds_what_is_trained_and_nothing_else(tmp_path):
 
     assert state.keys() == task.tensors().keys()
     assert not [name for name in state if "network" in name]
+
+
+class Reparametrised(LoRA):
+    """LoRA with a penalty network that only training needs."""
+
+    def build(self, adapter):
+        super().build(adapter)
+        scale = adapter.add("scale", torch.nn.Linear(2, 3), training_only=True)
+        adapter.listen(Pulls(scale))
+
+
+class Pulls(LifeCycle):
+    def __init__(self, scale):
+        super().__init__()
+        self.__dict__["scale"] = scale
+
+    def penalty(self, batch, output):
+        return {"pull": self.scale(output.new_ones(2)).square().sum()}
+
+
+def reparametrised_task():
+    backbone = TinyViT(depth=1)
+    adapter = Reparametrised(rank=2).attach(backbone)
+    return Classification(backbone, adapter, LinearHead(backbone.feature_spec(), 3), ("a", "b", "c"))
+
+
+def test_what_only_training_needs_is_trained_counted_and_in_checkpoints_but_not_in_the_file(tmp_path):
+    task = reparametrised_task()
+    assert count_parameters(task.backbone, task.adapter, task.head).training_only == 9
+    before = task.adapter.training_only.scale.weight.clone()
+    trainer = fit(task, tmp_path, enable_checkpointing=True)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    state = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]  # noqa: TID251 — our own file
+
+    assert not torch.equal(task.adapter.training_only.scale.weight, before)
+    assert {"training_only.scale.weight", "training_only.scale.bias"} == state.keys() - task.tensors().keys()
+    fresh = reparametrised_task()
+    fresh.on_load_checkpoint({"state_dict": state})
+    assert torch.equal(fresh.adapter.training_only.scale.weight, task.adapter.training_only.scale.weight)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tmp_path):
