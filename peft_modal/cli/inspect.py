@@ -7,7 +7,7 @@ from peft_modal.cli.options import Options
 from peft_modal.cli.output import write_json
 from peft_modal.compose import compose
 from peft_modal.errors import ConfigError
-from peft_modal.registry import default_registry
+from peft_modal.registry import Noun, default_registry
 
 
 def inspect(options: Options) -> int:
@@ -48,7 +48,8 @@ def _adapter(options: Options) -> int:
 def _backbone(options: Options) -> int:
     from peft_modal.inspection.anatomy import inspect_backbone
 
-    report = inspect_backbone(compose(overrides=options.overrides, required=("backbone",)))
+    required: tuple[Noun, ...] = ("backbone",)
+    report = inspect_backbone(compose(overrides=options.overrides, required=required))
     if options.json:
         write_json(report.to_dict())
     else:

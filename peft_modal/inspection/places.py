@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from torch import nn
 
@@ -13,6 +13,9 @@ from peft_modal.attach import Adapter
 from peft_modal.attach.weights import LeafAttachment
 
 Group = Literal["adapter", "backbone", "head", "training_only"]
+
+_GROUP_OF: Final[dict[str, Group]] = {"adapter": "adapter", "backbone": "backbone", "training_only": "training_only"}
+"""By the first part of a trained tensor's name."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,13 @@ def trained_places(adapter: Adapter, head: nn.Module | None) -> list[TrainedPlac
     where = _acting(adapter, anatomy)
     found: dict[tuple[Group, tuple[str, ...], str], list[TrainedTensor]] = {}
     for name, parameter in adapter.named_trained().items():
-        group: Group = next(g for g in ("adapter", "backbone", "training_only") if name.startswith(f"{g}."))  # type: ignore[misc]
+        group = _GROUP_OF[name.partition(".")[0]]
         sites = where.get(id(parameter), ())
         # Without a place of its own, the module that holds it stands for it.
         key = (group, tuple(site.name for site in sites), "" if sites else name.rpartition(".")[0])
         found.setdefault(key, []).append(_tensor(name, parameter))
-    by_name: dict[str, WeightSite | Port] = {place.name: place for place in (*anatomy.sites, *anatomy.ports)}
+    known: list[WeightSite | Port] = [*anatomy.sites, *anatomy.ports]
+    by_name = {place.name: place for place in known}
     by_name |= {site.name: site for sites in where.values() for site in sites}  # outputs of operations are made ports
     places = [_place(group, [by_name[n] for n in names], holder, tensors) for (group, names, holder), tensors in
               found.items()]  # fmt: skip

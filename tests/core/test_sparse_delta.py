@@ -105,7 +105,7 @@ def test_the_optimiser_state_has_the_size_of_the_entries() -> None:
     sizes = {key: value.numel() for key, value in optimizer.state[entries_of(adapter).values].items()}
     assert sizes == {"step": 1, "exp_avg": 2, "exp_avg_sq": 2}
     assert backbone.network[0].weight.grad is None
-    assert adapter.counts() == {"adapter": 2, "backbone": 0}
+    assert adapter.counts() == {"adapter": 2, "backbone": 0, "training_only": 0}
 
 
 def test_an_empty_choice_is_allowed_and_changes_nothing() -> None:

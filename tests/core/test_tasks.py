@@ -315,7 +315,7 @@ def test_the_clipping_norm_counts_frozen_tensors_only_when_asked(tmp_path):
 
     class Look(pl.Callback):
         def on_before_optimizer_step(self, trainer, task, optimizer):
-            stand_ins = task._frozen_gradients._stand_ins
+            stand_ins = task._frozen_gradients.stand_ins
             gradients = [p.grad for p in [*task.named_trained().values(), *stand_ins.parameters()]]
             everything["norm"] = float(torch.stack([g.norm() for g in gradients if g is not None]).norm())
             everything["frozen"] = sum(p.numel() for p in stand_ins.parameters())

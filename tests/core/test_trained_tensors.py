@@ -77,7 +77,8 @@ def test_full_fine_tuning_trains_every_parameter_once() -> None:
     assert list(adapter.named_trained()) == ["backbone.embed.weight"]
     vit = TinyViT()
     counted = Full().attach(vit).counts()
-    assert counted == {"adapter": 0, "backbone": sum(p.numel() for p in vit.network.parameters())}
+    size = sum(p.numel() for p in vit.network.parameters())
+    assert counted == {"adapter": 0, "backbone": size, "training_only": 0}
 
 
 def test_owning_both_names_of_a_tied_weight_makes_one_leaf() -> None:
@@ -109,7 +110,7 @@ def test_a_slice_is_trained_alone() -> None:
     with torch.no_grad():
         reference.network.blocks[0].attn.qkv.weight[32:64] = leaf
     assert_close(actual, reference(batch).tokens, tolerance=1e-6)
-    assert adapter.counts() == {"adapter": 0, "backbone": 32 * 32}
+    assert adapter.counts() == {"adapter": 0, "backbone": 32 * 32, "training_only": 0}
     assert torch.equal(whole, TinyViT().network.blocks[0].attn.qkv.weight)
 
 
@@ -169,7 +170,7 @@ def test_reference_mode_lets_the_adapters_statistics_drift_and_not_the_backbones
     assert int(adapter.state()["backbone.norm.num_batches_tracked"]) == 1
     backbone.eval()
     assert torch.equal(backbone(x).tokens, reference.eval()(x["x"]))
-    assert adapter.counts() == {"adapter": 0, "backbone": 0}
+    assert adapter.counts() == {"adapter": 0, "backbone": 0, "training_only": 0}
 
 
 def test_eval_mode_keeps_statistics_still_while_training() -> None:
