@@ -131,8 +131,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[s
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def _checksum(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> str:

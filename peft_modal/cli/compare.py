@@ -14,12 +14,12 @@ from peft_modal.comparison.cost import ROUNDS
 from peft_modal.comparison.items import parse_grid, parse_methods, parse_seeds
 from peft_modal.comparison.liveness import Badge
 from peft_modal.comparison.manifest import Manifest, read_manifest, write_manifest
-from peft_modal.comparison.plan import Progress, make_plan
+from peft_modal.comparison.plan import Plan, Progress, make_plan
 from peft_modal.comparison.storage import Board
 from peft_modal.comparison.table import comma_separated, markdown, rows
-from peft_modal.comparison.worker import Executor, require_all, work
+from peft_modal.comparison.worker import Executor, failures, require_all, work
 from peft_modal.errors import ConfigError
-from peft_modal.files import write_text
+from peft_modal.files import write_bytes, write_text
 
 
 def compare(options: Options) -> int:
@@ -57,7 +57,7 @@ def publish(out: Path, manifest: Manifest, *, complete: bool) -> None:
 
         svg, png = draw(manifest.plan, rows(manifest.plan, manifest.progress))
         write_text(out / "plot.svg", svg)
-        (out / "plot.png").write_bytes(png)
+        write_bytes(out / "plot.png", png)
         write_text(out / "table.html", page(manifest, svg))
 
 
@@ -80,19 +80,24 @@ def _run(options: Options, out: Path) -> Manifest:
     url = options.storage or f"sqlite:///{out.resolve() / 'comparison.db'}"
     with Badge(out) as badge:
         board = Board(url, study, worker=badge.name, is_dead=badge.is_dead)
-        board.bind(plan, plan.mode)
-        if options.retry_failed:
-            board.retry_failed()
+        with board.reachable():
+            return _take_part(options, plan, board, out)
 
-        def manifest_of(progress: Mapping[str, Progress]) -> Manifest:
-            storage = board.url if options.storage else "comparison.db"
-            return Manifest(plan, progress, _command(options), study, storage)
 
-        executor = Executor(plan, out, tick_s=board.heartbeat)
-        progress = work(
-            plan, board, executor, publish=lambda now: publish(out, manifest_of(now), complete=False)
-        )  # fmt: skip
-        return manifest_of(progress)
+def _take_part(options: Options, plan: Plan, board: Board, out: Path) -> Manifest:
+    board.bind(plan)
+    if options.retry_failed:
+        board.retry([run.key for run, _ in failures(plan, board.progress())])
+
+    def manifest_of(progress: Mapping[str, Progress]) -> Manifest:
+        storage = board.url if options.storage else "comparison.db"
+        return Manifest(plan, progress, _command(options), board.study, storage)
+
+    def publish_table(progress: Mapping[str, Progress]) -> None:
+        publish(out, manifest_of(progress), complete=False)
+
+    executor = Executor(plan, out, tick_s=board.heartbeat)
+    return manifest_of(work(plan, board, executor, publish=publish_table))
 
 
 def _command(options: Options) -> str:

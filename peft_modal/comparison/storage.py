@@ -16,9 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from peft_modal.comparison.choose import Mode
 from peft_modal.comparison.plan import Plan, Progress, differences
-from peft_modal.errors import ConfigError
+from peft_modal.errors import ConfigError, TrainingError
 from peft_modal.extras import require
 
 if TYPE_CHECKING:
@@ -75,14 +74,16 @@ class Board:
         self.worker = worker
         self.heartbeat = heartbeat
         self.study = study
+        self._grace = grace
         self._is_dead = is_dead
+        self._seen = 0.0
         self._optuna: Any = require("optuna", extra="search")
         self._optuna.logging.set_verbosity(self._optuna.logging.ERROR)
         self.url, engine = _engine(url)
         self._storage = self._connect(engine, heartbeat, grace)
         self._study_id = -1
 
-    def bind(self, plan: Plan, mode: Mode) -> None:
+    def bind(self, plan: Plan) -> None:
         """Create the study, or check that the one there is of the same plan.
 
         Raises:
@@ -91,7 +92,7 @@ class Board:
         study = self._optuna.study.StudyDirection
         try:
             self._study_id = self._storage.create_new_study(
-                [study.MAXIMIZE if mode == "max" else study.MINIMIZE], self.study
+                [study.MAXIMIZE if plan.mode == "max" else study.MINIMIZE], self.study
             )
         except self._optuna.exceptions.DuplicatedStudyError:
             self._study_id = self._storage.get_study_id_from_name(self.study)
@@ -101,6 +102,8 @@ class Board:
                     break
                 time.sleep(0.25)
         attributes = self._storage.get_study_user_attrs(self._study_id)
+        if _PLAN not in attributes and self._storage.get_n_trials(self._study_id):
+            raise ConfigError(f"'{self.study}' in {self.url} is a study of something else; choose another --study.")
         if _PLAN not in attributes:
             self._storage.set_study_user_attr(self._study_id, _PLAN, plan.to_dict())
             self._storage.set_study_user_attr(self._study_id, "plan_hash", plan.digest)
@@ -141,6 +144,7 @@ class Board:
             with suppress(self._optuna.exceptions.UpdateFinishedTrialError):
                 if self._storage.set_trial_state_values(identifier, state.RUNNING):
                     self._storage.set_trial_user_attr(identifier, "worker", self.worker)
+                    self._seen = time.monotonic()
                     return Claim(key, identifier)
         return None
 
@@ -150,8 +154,16 @@ class Board:
         Raises:
             LostRunError: It was taken over.
         """
-        self._storage.record_heartbeat(claim.trial)
-        if self._storage.get_trial(claim.trial).state != self._optuna.trial.TrialState.RUNNING:
+        try:
+            self._storage.record_heartbeat(claim.trial)
+            state = self._storage.get_trial(claim.trial).state
+        except self._optuna.exceptions.StorageInternalError:
+            # A server that restarts is no reason to end a long run, as long as nobody takes it over.
+            if time.monotonic() - self._seen < self._grace:
+                return
+            raise
+        self._seen = time.monotonic()
+        if state != self._optuna.trial.TrialState.RUNNING:
             raise LostRunError
 
     def finish(self, claim: Claim, progress: Progress, *, value: float | None) -> None:
@@ -181,10 +193,10 @@ class Board:
         with suppress(LostRunError), self._lost():
             self._storage.set_trial_state_values(claim.trial, self._optuna.trial.TrialState.FAIL)
 
-    def retry_failed(self) -> None:
-        """Put every failed run up again."""
+    def retry(self, keys: Collection[str]) -> None:
+        """Put finished runs up again; what they gave counts no more."""
         for key, trials in self._live().items():
-            if _progress(trials[0]).state == "failed":
+            if key in keys and _progress(trials[0]).state in {"done", "failed"}:
                 self._add(key, replaces=trials[0].number)
 
     def _add(self, key: str, **attributes: Any) -> None:  # noqa: ANN401 — JSON
@@ -217,6 +229,21 @@ class Board:
 
     def _id(self, trial: FrozenTrial) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+
+    @contextmanager
+    def reachable(self) -> Iterator[None]:
+        """Say in a sentence that the database does not answer any more.
+
+        Raises:
+            TrainingError: It does not.
+        """
+        try:
+            yield
+        except self._optuna.exceptions.StorageInternalError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise TrainingError(
+                f"{self.url} does not answer ({reason}); the same command goes on where this ended"
+            ) from error
 
     @contextmanager
     def _lost(self) -> Iterator[None]:

@@ -146,10 +146,18 @@ def _make(plan: Plan, board: Board, claim: Claim, run: Run, execute: Execute) ->
     return progress
 
 
-def failures(plan: Plan, progress: Mapping[str, Progress]) -> list[str]:
-    """One line for each failed run."""
-    known = ((run, progress.get(run.key, Progress())) for run in plan.known(progress))
-    return [f"{run.key}: {one.error}" for run, one in known if one.state == "failed"]
+def failures(plan: Plan, progress: Mapping[str, Progress]) -> list[tuple[Run, str]]:
+    """The runs that failed, and why; the cost run when it failed for one of the methods."""
+    found = []
+    for run in plan.known(progress):
+        one = progress.get(run.key, Progress())
+        costs = (one.figures or {}) if run.key == COST else {}
+        reasons = [f"{label}: {cost['error']}" for label, cost in costs.items() if cost.get("error")]
+        if one.state == "failed":
+            found.append((run, str(one.error)))
+        elif reasons:
+            found.append((run, " ".join(reasons)))
+    return found
 
 
 def require_all(plan: Plan, progress: Mapping[str, Progress]) -> None:
@@ -160,8 +168,9 @@ def require_all(plan: Plan, progress: Mapping[str, Progress]) -> None:
     """
     failed = failures(plan, progress)
     if failed:
+        lines = [f"{run.key}: {reason}" for run, reason in failed]
         raise TrainingError(
-            "\n".join([*failed, f"{len(failed)} of {plan.size} runs failed; --retry-failed takes them again"])
+            "\n".join([*lines, f"{len(failed)} of {plan.size} runs failed; --retry-failed takes them again"])
         )
 
 

@@ -9,9 +9,9 @@ import pytest
 from sharing import an_hour_passes, assert_lost, assert_shared, assert_taken_over, board_of
 
 from peft_modal.comparison.liveness import Badge
-from peft_modal.comparison.plan import Progress
+from peft_modal.comparison.plan import COST, Progress
 from peft_modal.comparison.storage import Board
-from peft_modal.comparison.worker import require_all, work
+from peft_modal.comparison.worker import failures, require_all, work
 from peft_modal.errors import ConfigError, DataError, MissingExtraError, TrainingError
 
 
@@ -31,6 +31,8 @@ def url(tmp_path, empty):
 def executor(made, fail=()):
     def execute(run, tick):
         made.append(run.key)
+        if run.key == COST:
+            return {}
         if run.key in fail:
             raise DataError("broken data")
         return {"val/accuracy": run.lr, "test/accuracy": 0.5}
@@ -135,7 +137,7 @@ def test_failed_runs_are_made_again_when_asked(url):
 
     for worker in ("one", "two"):
         board = board_of(url, plan, worker)
-        board.retry_failed()
+        board.retry([broken])
     progress = work(plan, board, executor(keys), publish=lambda _: None)
 
     assert keys == [run.key for run in plan.chosen("lora", progress)]
@@ -216,3 +218,51 @@ def test_progress_of_a_failed_run_is_complete(url):
     board.finish(board.take([plan.due({})[0].key]), ended, value=None)
 
     assert board.progress()[plan.due({})[0].key] == ended
+
+
+def test_a_short_outage_of_the_database_does_not_end_a_run(url, monkeypatch):
+    from optuna.exceptions import StorageInternalError
+
+    plan = comparisons.make()
+    board = board_of(url, plan)
+    claim = board.take([plan.due({})[0].key])
+
+    def unreachable(trial):
+        raise StorageInternalError("no connection")
+
+    monkeypatch.setattr(board._storage, "record_heartbeat", unreachable)
+    board._seen -= 50
+    board.sign_of_life(claim)
+    board._seen -= 20
+    with (
+        pytest.raises(TrainingError, match=r"does not answer .*; the same command goes on where this ended"),
+        board.reachable(),
+    ):
+        board.sign_of_life(claim)
+
+
+def test_a_study_of_something_else_is_left_alone(url, monkeypatch):
+    import optuna
+
+    monkeypatch.setattr("peft_modal.comparison.storage.time.sleep", lambda seconds: None)
+    optuna.create_study(storage=url, study_name="study").add_trial(optuna.create_trial(value=1.0))
+
+    with pytest.raises(ConfigError, match="is a study of something else; choose another --study"):
+        board_of(url, comparisons.make())
+
+
+def test_costs_that_failed_for_one_method_are_a_failure_and_are_measured_again_when_asked(url):
+    plan = comparisons.make(cost_rounds=1)
+    board = board_of(url, plan)
+
+    def without(run, tick):
+        costs = {"lora": {"error": "out of memory"}, "full": {"error": None}}
+        return costs if run.key == COST else {"val/accuracy": 0.5}
+
+    progress = work(plan, board, without, publish=lambda _: None)
+    assert [(run.key, reason) for run, reason in failures(plan, progress)] == [(COST, "lora: out of memory")]
+    board.retry([COST])
+
+    keys = []
+    work(plan, board, executor(keys), publish=lambda _: None)
+    assert keys == [COST]

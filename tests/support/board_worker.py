@@ -37,7 +37,7 @@ def main(url, study, plan_file, out, seconds):
 
     with Badge(out) as badge:
         board = Board(url, study, worker=badge.name, is_dead=badge.is_dead)
-        board.bind(plan, plan.mode)
+        board.bind(plan)
         work(plan, board, execute, publish=lambda progress: None, poll_s=0.1)
 
 

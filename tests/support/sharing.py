@@ -19,7 +19,7 @@ WORKER = Path(__file__).parent / "board_worker.py"
 
 def board_of(url, plan, worker="me", **arguments):
     board = Board(url, "study", worker=worker, **arguments)
-    board.bind(plan, plan.mode)
+    board.bind(plan)
     return board
 
 
