@@ -124,9 +124,7 @@ class Raising(TinyViT):
         raise ZeroDivisionError("tiny is broken")
 
 
-class RaisingMethod(Method):
-    identity_at_init = True
-
+class RaisingMethod(LoRA):
     def __init__(self) -> None:
         raise RuntimeError("no licence")
 
@@ -140,13 +138,10 @@ class RaisingInBuild(Method):
 
 @pytest.fixture
 def broken() -> Registry:
-    def here(name: str) -> Entry:
-        return Entry(f"{__name__}:{name}")
-
     plugin = Plugin(
         "broken",
-        backbones={"good": here("OfferedViT"), "raising": here("Raising")},
-        methods={"good": here("LoRA"), "unmade": here("RaisingMethod"), "unbuilt": here("RaisingInBuild")},
+        backbones={"good": _here(OfferedViT), "raising": _here(Raising)},
+        methods={"good": _here(LoRA), "unmade": _here(RaisingMethod), "unbuilt": _here(RaisingInBuild)},
     )
     return Registry.from_plugins([(plugin, "third-party")])
 
