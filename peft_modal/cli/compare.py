@@ -14,7 +14,7 @@ from peft_modal.comparison.cost import ROUNDS
 from peft_modal.comparison.items import parse_grid, parse_methods, parse_seeds
 from peft_modal.comparison.liveness import Badge
 from peft_modal.comparison.manifest import Manifest, read_manifest, write_manifest
-from peft_modal.comparison.plan import Plan, Progress, make_plan
+from peft_modal.comparison.plan import COST, Plan, Progress, make_plan
 from peft_modal.comparison.storage import Board
 from peft_modal.comparison.table import comma_separated, markdown, rows
 from peft_modal.comparison.worker import Executor, failures, require_all, work
@@ -33,7 +33,8 @@ def compare(options: Options) -> int:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: '{out}' is a file; name a folder")
     if options.methods is None:
-        useless = [f"--{name}" for name in ("config", "seeds", "storage", "study") if getattr(options, name)]
+        names = ("config", "seeds", "storage", "study", "retry_failed", "remeasure")
+        useless = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
         useless += [f"--{override.partition('=')[0]}" for override in options.overrides]
         if useless:
             raise ConfigError(f"--methods is missing: {', '.join(useless)} would do nothing without it")
@@ -88,6 +89,10 @@ def _take_part(options: Options, plan: Plan, board: Board, out: Path) -> Manifes
     board.bind(plan)
     if options.retry_failed:
         board.retry([run.key for run, _ in failures(plan, board.progress())])
+    if options.remeasure:
+        for path in (out / COST).glob("*.json"):
+            path.unlink()
+        board.retry([COST])
 
     def manifest_of(progress: Mapping[str, Progress]) -> Manifest:
         storage = board.url if options.storage else "comparison.db"

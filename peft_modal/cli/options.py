@@ -55,6 +55,8 @@ class Options:
     retry_failed: bool = False
     format: str = "peft"
     """What `export` writes."""
+    remeasure: bool = False
+    """Whether step time and memory are measured once more."""
     kind: str | None = None
     """The only kind that `list` shows."""
     name: str | None = None
@@ -148,6 +150,7 @@ _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
                 "--storage",
                 "--study",
                 "--retry-failed",
+                "--remeasure",
                 "--json",
             ),
             required=("--out",),
@@ -217,6 +220,8 @@ _ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     "--study": {"metavar": "NAME",
                 "help": "name of the comparison in the database (default: that of the --out folder)"},
     "--retry-failed": {"action": "store_true", "help": "make the runs that failed once more"},
+    "--remeasure": {"action": "store_true",
+                    "help": "measure step time and memory once more, for instance when the machine was busy"},
     "--matrix": {"action": "store_true", "help": "which method works on which backbone, and why not"},
 })  # fmt: skip
 

@@ -119,7 +119,7 @@ def train(composed: Composed, steps: int, *, callback: Callback | None = None) -
     Args:
         composed: The configuration.
         steps: How many batches.
-        callback: Comes last among the callbacks.
+        callback: Watches.
     """
     trainer_values = {key: value for key, value in _TRAINER.items() if key in composed.trainer}
     composed = dataclasses.replace(composed, trainer={**composed.trainer, **trainer_values})
@@ -129,9 +129,7 @@ def train(composed: Composed, steps: int, *, callback: Callback | None = None) -
     task = build(composed, data.class_names).task()
     prepare(task, data)
     batch = next(iter(data.train_dataloader()))
-    trainer = make_trainer(composed, None)
-    if callback is not None:
-        trainer.callbacks.append(callback)  # type: ignore[attr-defined]
+    trainer = make_trainer(composed, None, callbacks=() if callback is None else [callback])
     task.train()
     trainer.fit(task, train_dataloaders=Repeated(batch, steps))
 
