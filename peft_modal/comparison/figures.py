@@ -104,8 +104,10 @@ def _label(figure: Figure, axes: Any, names: Sequence[str], points: Sequence[tup
         taken.append(_box(centre, own.width, own.height))
         labels.append(label)
         if radius > _RADII_PT[0]:
+            # In data coordinates, since the picture may be saved at another resolution.
+            ends = axes.transData.inverted().transform([(px, py), centre])
             axes.annotate(
-                "", xy=(px, py), xytext=centre, xycoords="figure pixels", textcoords="figure pixels",
+                "", xy=ends[0], xytext=ends[1], xycoords="data", textcoords="data",
                 arrowprops={"arrowstyle": "-", "color": _FAINT, "linewidth": 0.7, "shrinkA": 7, "shrinkB": 5},
             )  # fmt: skip
     return labels
