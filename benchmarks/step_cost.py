@@ -204,7 +204,7 @@ def measure(arguments: argparse.Namespace) -> None:
     for backbone in BACKBONES:
         rows = table.setdefault(backbone, {})
         full_peak = rows.get("full", {}).get("peak_mb")
-        for method in ["full", *(name for name in method_names(backbone) if name != "full")]:
+        for method in ["full", *EXTRA, *(name for name in method_names(backbone) if name not in {"full", *EXTRA})]:
             if method in rows:
                 continue
             sys.stderr.write(f"{device} {backbone} {method}\n")

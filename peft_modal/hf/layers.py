@@ -129,6 +129,9 @@ def _operation(layer: Any, site: WeightSite, original: Tensor, settings: Setting
     start = None
     if settings.value_of_init in {"corda", "eva"}:
         start = Start(layer, zero=True) if settings.value_of_init == "corda" else None
+    elif residual.is_meta:
+        # Without values nothing can be compared: what the kind of initialisation does has to be known.
+        start = Start(layer) if settings.name == "lora" and settings.takes_from_weight else None
     elif not torch.equal(residual, original):
         start = Start(layer) if settings.name == "lora" else None
         expected = original if start is None else original - start.delta()

@@ -66,6 +66,12 @@ class Settings:
         return self.arguments.get(self.tuner.init, None if field is None else field.default)
 
     @property
+    def takes_from_weight(self) -> bool:
+        """Whether the first factors are taken out of the weight, which leaves a residual in its place."""
+        value = self.value_of_init
+        return isinstance(value, str) and value.partition("_niter_")[0] in {"pissa", "olora"}
+
+    @property
     def identity_at_init(self) -> bool:
         """Whether a fresh tuner leaves the output as it is."""
         value = self.value_of_init
