@@ -150,6 +150,9 @@ EXEMPT: dict[tuple[str, str], Collection[str]] = {
 BF16_TOLERANCE: dict[tuple[str, str], float] = {
     # LayerNorm behind a branch that starts near zero divides by its small deviation and so magnifies rounding.
     ("adaptformer_norm_out", "point_mae"): 0.25,
+    # The generator's neighbours and maxima are taken from tokens that the backbone computes in bf16: where two are nearly
+    # equal, rounding, which differs between processors, sends the gradient to the other one.
+    ("idpt", "point_mae"): 0.25,
 }
 """Combinations whose gradients part further from float32 under bf16 than the contract's 0.05, and why."""
 
