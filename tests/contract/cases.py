@@ -150,7 +150,7 @@ EXEMPT: dict[tuple[str, str], Collection[str]] = {
 BF16_TOLERANCE: dict[tuple[str, str], float] = {
     # LayerNorm behind a branch that starts near zero divides by its small deviation and so magnifies rounding.
     ("adaptformer_norm_out", "point_mae"): 0.25,
-    # The generator's neighbours and maxima are taken from tokens that the backbone computes in bf16: where two are nearly
+    # The generator takes neighbours and maxima of tokens that the backbone computes in bf16: where two are nearly
     # equal, rounding, which differs between processors, sends the gradient to the other one.
     ("idpt", "point_mae"): 0.25,
 }
