@@ -7,15 +7,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from torch import Tensor
-
 from peft_modal.api import Model, build, load
 from peft_modal.cli.options import Options
 from peft_modal.cli.output import write, write_json
 from peft_modal.compose import compose
 from peft_modal.errors import ConfigError
 from peft_modal.files import Header, fingerprint, save_adapter, versions
-from peft_modal.tasks.tensors import load_tensors, tensors_of
+from peft_modal.tasks.tensors import head_tensors, load_tensors, tensors_of
 
 
 def export(options: Options) -> int:
@@ -66,7 +64,7 @@ def import_lora(options: Options) -> int:
     data.setup("fit")
     model = build(composed, data.class_names)
     has_head = any(name.startswith("head.") for name in found.tensors)
-    tensors = {**({} if has_head else _of_head(model)), **found.tensors}
+    tensors = {**({} if has_head else head_tensors(model.head)), **found.tensors}
     # Tensors of the backbone's own that every method trains, where the folder does not know of them.
     own = {name: value for name, value in model.adapter.state().items() if name.startswith("backbone.")}
     load_tensors(model.adapter, model.head, {**own, **tensors})
@@ -82,7 +80,3 @@ def import_lora(options: Options) -> int:
         note = "" if has_head else "; the folder has no head, so the head is untrained"
         write(f"imported as method '{method}': {options.out}{note}")
     return 0
-
-
-def _of_head(model: Model) -> dict[str, Tensor]:
-    return {f"head.{name}": value for name, value in model.head.state_dict().items()}

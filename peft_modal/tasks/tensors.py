@@ -12,6 +12,11 @@ from peft_modal.errors import FileFormatError
 _HEAD = "head."
 
 
+def head_tensors(head: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a head under their names in the adapter file."""
+    return {_HEAD + name: tensor for name, tensor in head.state_dict().items()}
+
+
 def tensors_of(adapter: Adapter, head: nn.Module, *, training_only: bool = False) -> dict[str, Tensor]:
     """Parameters and buffers of adapter and head: `adapter.*`, `backbone.*`, `head.*`.
 
@@ -22,7 +27,7 @@ def tensors_of(adapter: Adapter, head: nn.Module, *, training_only: bool = False
     """
     return {
         **adapter.state(training_only=training_only),
-        **{_HEAD + name: tensor for name, tensor in head.state_dict().items()},
+        **head_tensors(head),
     }
 
 
