@@ -1,17 +1,18 @@
 """Step time and peak memory of every method over full fine-tuning's, on a ViT-S and on a Point-MAE sized backbone.
 
-For each method a fresh process takes turns: one step of full fine-tuning, one of the method, and so on; the ratio is
-the median over rounds, so that a busy machine slows both. Another fresh process gives the peak memory of the method
+For each method a fresh process takes turns: one step of full fine-tuning, one of the method, one of full fine-tuning,
+and so on; a ratio is over the mean of both neighbours, so that a busy machine slows both, and the median over rounds. Another fresh process gives the peak memory of the method
 alone. Steps hold forward, loss, backward and AdamW on a batch in memory, in float32. Results are added to a JSON file
 as they come; what is in it is not measured again.
 
-    python benchmarks/step_cost.py --device cpu --threads 1 --rounds 9
+    python benchmarks/step_cost.py --device cpu --threads 1 --rounds 15
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -35,6 +36,7 @@ from peft_modal.testing.matrix import load_entry
 
 ROOT = Path(__file__).parent.parent
 WARMUP = 2
+KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
 CLASSES = 100
 ALL_LINEARS = "lora, all linears"
 PEFT = "Hugging Face peft's LoRA, the same"
@@ -152,12 +154,12 @@ class Step:
 def pair(backbone: str, method: str, device: str, rounds: int) -> dict[str, float]:
     """Step times in turns with full fine-tuning's."""
     base, own = Step(backbone, "full", device), Step(backbone, method, device)
-    times = [(base(), own()) for _ in range(WARMUP + rounds)][WARMUP:]
-    ratios = sorted(b / a for a, b in times)
-    cut = 1 if rounds > 4 else 0
+    times = [(base(), own(), base()) for _ in range(WARMUP + rounds)][WARMUP:]
+    ratios = sorted(2 * b / (before + after) for before, b, after in times)
+    cut = rounds // 4
     return {
-        "step_ms": 1000 * statistics.median(b for _, b in times),
-        "full_ms": 1000 * statistics.median(a for a, _ in times),
+        "step_ms": 1000 * statistics.median(b for _, b, _ in times),
+        "full_ms": 1000 * statistics.median(t for before, _, after in times for t in (before, after)),
         "ratio": statistics.median(ratios),
         "ratio_low": ratios[cut],
         "ratio_high": ratios[-1 - cut],
@@ -182,7 +184,8 @@ def _resident() -> float:
 
 def _child(kind: str, *arguments: str) -> dict[str, float] | str:
     command = [sys.executable, __file__, "--child", kind, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 — this file itself
+    environment = {**os.environ, **(KEEP_FREED if kind == "pair" else {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603 — this file
     if done.returncode:
         return done.stderr.strip().splitlines()[-1]
     return json.loads(done.stdout.splitlines()[-1])
@@ -230,7 +233,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/step_cost.json")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=15)
     measure(parser.parse_args())
 
 

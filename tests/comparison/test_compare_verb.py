@@ -59,7 +59,7 @@ def test_a_comparison_killed_in_a_run_goes_on_and_gives_one_table(capsys):
     assert [row["method"] for row in table] == ["lora(rank=2)", "linear_probe"]
     assert all(float(row[name]) > 0 for row in table for name in ("trained", "adapter_bytes", "step_ms", "step_ratio",
                                                                   "peak_mb", "peak_ratio"))  # fmt: skip
-    assert float(table[1]["trained"]) == (2 * 24 + 1) * 12
+    assert float(table[1]["trained"]) == (2 * 24 + 1) * 12 + 2 * 24  # the head, the class token and its position
     runs = {run["key"]: run for run in manifest()["runs"]}
     assert len(runs) == 5
     assert all(run["state"] == "done" for run in runs.values())

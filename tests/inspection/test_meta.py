@@ -99,7 +99,8 @@ def test_flops_of_lora_are_those_of_its_formula() -> None:
     found = estimate(build(), {"x": torch.empty(5, 16)})
 
     assert isinstance(found, Estimate)
-    forward = 5 * (16 * 24 + 24 * 8) + 5 * 3 * (16 + 24 + 24 + 8)
+    # The upper products carry the biases as one more rank.
+    forward = 5 * (16 * 24 + 24 * 8) + 5 * 3 * (16 + 24) + 5 * (3 + 1) * (24 + 8)
     # The input of the first needs no gradient; each of the factors does, and what the upper one hands down.
     backward = 5 * 24 * 8 + 5 * 3 * (24 + 24 + 16) + 5 * 3 * (8 + 8 + 24 + 24)
     assert found.flops == 2 * (forward + backward)
