@@ -10,6 +10,9 @@ PLUGIN: Final = Plugin(
     name="heads",
     modality="",
     heads={
+        "identity": Entry(
+            "peft_modal_heads.identity:IdentityHead", summary="None: the backbone's output is the prediction."
+        ),
         "linear": Entry(
             "peft_modal_heads.linear:LinearHead", summary="Pooled features, optional BatchNorm, one linear."
         ),

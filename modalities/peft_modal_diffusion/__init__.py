@@ -1,0 +1,1 @@
+"""Diffusion: fine-tuning of Stable Diffusion on images of your own."""
