@@ -129,4 +129,5 @@ def integers(limit: int, *shape: int, generator: torch.Generator) -> Tensor:
 
 def weighted(weights: Sequence[float], count: int, *, generator: torch.Generator) -> Tensor:
     """Numbers of choices, (count,) int64, each as often as its weight says."""
-    return torch.multinomial(torch.tensor(weights), count, replacement=True, generator=generator)
+    # `multinomial` refuses to draw none.
+    return torch.multinomial(torch.tensor(weights), max(count, 1), replacement=True, generator=generator)[:count]
