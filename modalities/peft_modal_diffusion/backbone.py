@@ -149,7 +149,7 @@ class StableDiffusion(Backbone):
             found = [
                 states_of(self.network.get_submodule(name), batch[_ids(name)], self.layout.family) for name in self._texts
             ]
-            states, pooled = join_states(found, self.layout.family, self._joined_width(), batch.get("t5_states"))
+            states, pooled = join_states(found, self.layout.family, self.text_width, batch.get("t5_states"))
         family = self.layout.family.name
         if family == "sd3":
             out = self.denoiser(
@@ -162,7 +162,9 @@ class StableDiffusion(Backbone):
             )  # fmt: skip
         return Features(out.sample, None)
 
-    def _joined_width(self) -> int:
+    @property
+    def text_width(self) -> int:
+        """Width of the text that the denoiser reads."""
         config = self.layout.configs[self.layout.family.denoiser]
         return int(config.get("joint_attention_dim", config.get("cross_attention_dim", 0)))
 
@@ -183,7 +185,7 @@ class StableDiffusion(Backbone):
                 ids[:, -1] = int(text.eos_token_id)
                 batch[_ids(name)] = ids
         else:
-            batch["states"] = torch.randn(batch_size, 8, self._joined_width(), generator=generator)
+            batch["states"] = torch.randn(batch_size, 8, self.text_width, generator=generator)
             if family.name == "sd3":
                 batch["pooled"] = torch.randn(batch_size, int(config["pooled_projection_dim"]), generator=generator)
             if family.name == "sdxl":

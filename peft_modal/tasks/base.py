@@ -16,6 +16,7 @@ from peft_modal.data.seeding import seeded
 from peft_modal.errors import ConfigError, TrainingError
 from peft_modal.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from peft_modal.report import Collector, Section
+from peft_modal.tasks.averaging import MovingAverage
 from peft_modal.tasks.clipping import FrozenGradients
 from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups
 from peft_modal.tasks.tensors import load_tensors, tensors_of
@@ -48,6 +49,8 @@ class Task(LightningModule):
             of equals. Test data never decides.
         patience: Stop after this many validations in a row without a better one; null trains to the end. The learning
             rate follows its schedule over the whole run either way.
+        ema_decay: Average what is trained over steps with this decay (0.999, say), and validate and save the average;
+            null saves what the last step left.
     """
 
     selection: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/loss", "min")
@@ -70,6 +73,7 @@ class Task(LightningModule):
         clip_scope: ClipScope = "trainable",
         keep: Keep = "last",
         patience: PositiveInt | None = None,
+        ema_decay: Share | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -83,6 +87,7 @@ class Task(LightningModule):
         self.clip_scope: ClipScope = clip_scope
         self.keep: Keep = keep
         self.patience = patience
+        self.average = None if ema_decay is None else MovingAverage(ema_decay)
         self._frozen_gradients: FrozenGradients | None = None
         self.strict_loading = False
         self._losses: dict[str, Tensor] = {}
@@ -286,6 +291,18 @@ class Task(LightningModule):
         self._losses, self._total, self._batch = {}, None, None
         if self.global_step != self._step:
             self.adapter.events.after_step(self._step)
+            if self.average is not None:
+                self.average.update(self.named_trained())
+
+    def on_validation_start(self) -> None:
+        """Validate the average, where there is one."""
+        if self.average is not None:
+            self.average.put_in_place(self.named_trained())
+
+    def on_validation_end(self) -> None:
+        """Go on with what training made; callbacks, which may keep a state, come before this."""
+        if self.average is not None:
+            self.average.take_out(self.named_trained())
 
     def on_fit_end(self) -> None:
         """Finalise, and refuse a run in which an event that a method waits for never came.
@@ -298,6 +315,9 @@ class Task(LightningModule):
         if self._frozen_gradients is not None:
             self._frozen_gradients.detach()
             self._frozen_gradients = None
+        if self.average is not None and self.keep == "last":
+            self.average.put_in_place(self.named_trained())
+            self.average.keep()
         self.adapter.events.finalise()
         unheard = [event for event in self.adapter.events.unheard() if event != "prepare"]
         if unheard and self._step >= 0:
@@ -310,11 +330,16 @@ class Task(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained."""
         checkpoint["state_dict"] = tensors_of(self.adapter, self.head, training_only=True)
+        if self.average is not None:
+            checkpoint["state_dict"] |= self.average.trained_values()
+            checkpoint["average"] = self.average.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill adapter and head; Lightning then finds nothing left to load."""
         load_tensors(self.adapter, self.head, checkpoint["state_dict"], training_only=True)
         checkpoint["state_dict"] = {}
+        if self.average is not None and "average" in checkpoint:
+            self.average.load(checkpoint["average"])
 
 
 def _size(batch: Mapping[str, Any]) -> int:
