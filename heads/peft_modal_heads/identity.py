@@ -1,4 +1,4 @@
-"""No head: for tasks whose backbone's output is the prediction itself."""
+"""The head that leaves features as they are."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from peft_modal.anatomy import Features, FeatureSpec
 
 
-class IdentityHead(nn.Module):
-    """Hands the backbone's output on: noise predictions, rebuilt pictures, embeddings.
+class Identity(nn.Module):
+    """The backbone's tokens unchanged, for tasks whose loss is taken on them (contrast, reconstruction, denoising).
 
     Args:
-        spec: Ignored; supplied by the program.
-        num_outputs: Ignored; supplied by the program.
+        spec: Not used; supplied by the program.
+        num_outputs: Not used; supplied by the program.
     """
 
     runtime_args: ClassVar[frozenset[str]] = frozenset({"spec", "num_outputs"})
@@ -24,5 +24,5 @@ class IdentityHead(nn.Module):
         super().__init__()
 
     def forward(self, features: Features) -> Tensor:
-        """The backbone's tokens as they are."""
+        """Tokens as the backbone returns them."""
         return features.tokens

@@ -38,7 +38,8 @@ class Task(LightningModule):
         backbone: Frozen network with its anatomy; supplied by the program.
         adapter: What a method attached to it; supplied by the program.
         head: Features to predictions; supplied by the program.
-        lr: Learning rate of AdamW (betas 0.9, 0.999).
+        lr: Learning rate of AdamW.
+        betas: Its decay rates of the gradient's mean and of its square.
         weight_decay: Decay of tensors with two and more axes.
         warmup_share: Share of the run's steps with a linearly growing learning rate.
         min_lr_share: Share of the learning rate that the cosine ends at.
@@ -51,6 +52,9 @@ class Task(LightningModule):
             rate follows its schedule over the whole run either way.
         ema_decay: Average what is trained over steps with this decay (0.999, say), and validate and save the average;
             null saves what the last step left.
+
+    Raises:
+        ConfigError: A decay rate is 1.
     """
 
     selection: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/loss", "min")
@@ -66,6 +70,7 @@ class Task(LightningModule):
         head: nn.Module,
         *,
         lr: NonNegativeFloat = 5e-4,
+        betas: tuple[Share, Share] = (0.9, 0.999),
         weight_decay: NonNegativeFloat = 0.05,
         warmup_share: Share = 0.1,
         min_lr_share: Share = 0.002,
@@ -79,7 +84,10 @@ class Task(LightningModule):
         self.backbone = backbone
         self.adapter = adapter
         self.head = head
+        if max(betas) >= 1:
+            raise ConfigError(f"task.betas: {list(betas)} has a 1, with which nothing is ever forgotten; try 0.999")
         self.lr = lr
+        self.betas = betas
         self.weight_decay = weight_decay
         self.warmup_share = warmup_share
         self.min_lr_share = min_lr_share
@@ -149,7 +157,7 @@ class Task(LightningModule):
         groups = parameter_groups(self.named_trained(), lr=self.lr, weight_decay=self.weight_decay, no_decay=no_decay)
         if not groups:
             raise TrainingError("nothing is trained: neither the method nor the head has a parameter")
-        optimizer = torch.optim.AdamW(groups)
+        optimizer = torch.optim.AdamW(groups, betas=self.betas)
         schedule = cosine_with_warmup(
             optimizer,
             total_steps=int(self.trainer.estimated_stepping_batches),
