@@ -1,8 +1,8 @@
 """Put the nano Stable Diffusion together from the runs that trained its parts; the result is a diffusers folder.
 
-    python examples/build_nano_pipeline.py start --vae RUN/adapter.safetensors --clip RUN/adapter.safetensors --out START
-    python -m peft_modal fit --config diffusion_pretrain_nano.yaml --backbone.weights=START --out RUN
-    python examples/build_nano_pipeline.py finish --unet RUN/adapter.safetensors --out nano
+python examples/build_nano_pipeline.py start --vae RUN/adapter.safetensors --clip RUN/adapter.safetensors --out START
+python -m peft_modal fit --config diffusion_pretrain_nano.yaml --backbone.weights=START --out RUN
+python examples/build_nano_pipeline.py finish --unet RUN/adapter.safetensors --out nano
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft_modal_clip.conversion import text_encoder_from_open_clip
-from peft_modal_clip.tokenizer import build_tokenizer
-from peft_modal_diffusion.autoencoder import whiten
 from torch import Tensor
 
 from peft_modal.api import load
 from peft_modal.attach.merge import merge_
 from peft_modal.data.drawn import draw_open_ended, draw_scenes
 from peft_modal.data.seeding import seeded
+from peft_modal_clip.tokenizer import build_tokenizer
+from peft_modal_diffusion.autoencoder import whiten
 
 UNET = {
     "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (48, 96), "layers_per_block": 1,

@@ -80,9 +80,9 @@ class AutoencoderBackbone(Backbone):
             return
         folder = Path(self.weights).expanduser()
         if folder.is_dir():
-            from peft_modal_diffusion.layout import opened
-
             from diffusers import AutoencoderKL
+
+            from peft_modal_diffusion.layout import opened
 
             with opened(self.weights, "vae"):
                 part = AutoencoderKL.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from peft_modal.anatomy import AnatomyBuilder, Backbone, Context, Features, FeatureSpec, FrozenMode
 from peft_modal.errors import ConfigError
@@ -17,15 +17,22 @@ from peft_modal_diffusion.anatomy import (
     describe_unet,
     text_layout,
 )
-from peft_modal_diffusion.layout import NANO, Layout, open_part, published_layout, read_layout
-from peft_modal_diffusion.surroundings import Surroundings, join_states, states_of, text_encoder_of, uses_penultimate_only
+from peft_modal_diffusion.layout import NANO, Layout, layout_of_size, open_part, read_layout
+from peft_modal_diffusion.surroundings import (
+    Surroundings,
+    join_states,
+    states_of,
+    text_encoder_of,
+    uses_penultimate_only,
+)
 
 Tuned = Literal["denoiser", "denoiser_and_text"]
 
 
 class StableDiffusion(Backbone):
-    """The denoiser of Stable Diffusion 1.x, 2.x, XL and 3 (Rombach et al., 2022, arXiv:2112.10752; Podell et al., 2023,
-    arXiv:2307.01952; Esser et al., 2024, arXiv:2403.03206).
+    """The denoiser of Stable Diffusion 1.x, 2.x, XL and 3.
+
+    Rombach et al., 2022, arXiv:2112.10752; Podell et al., 2023, arXiv:2307.01952; Esser et al., 2024, arXiv:2403.03206.
 
     `network` holds what a method may act on: the U-Net or transformer, and with `tune: denoiser_and_text` the CLIP text
     encoders. Autoencoder, tokenizers, scheduler and the other text encoders stay outside of it, in `surroundings`, and
@@ -35,8 +42,8 @@ class StableDiffusion(Backbone):
         weights: `nano` (shipped), a diffusers pipeline folder, a hub name, or `random`: a random denoiser between the
             parts of the nano pipeline.
         tune: What methods may act on.
-        architecture: A published size (`sd15`, `sd2`, `sdxl`, `sd3`) for `random` weights, which then has nothing around
-            it: for measuring, not for pictures.
+        architecture: A published size (`sd15`, `sd2`, `sdxl`, `sd3`), or a toy of each family (`toy`, `toy_xl`,
+            `toy_sd3`, `toy_sd35`), for `random` weights. It has nothing around it: for measuring, not for pictures.
         denoiser: Changes of the denoiser's configuration, with `random` weights.
         frozen_mode: See `Backbone`.
         init_seed: Seed of random weights.
@@ -61,19 +68,14 @@ class StableDiffusion(Backbone):
         if weights != "random" and (architecture or denoiser):
             key = "architecture" if architecture else "denoiser"
             raise ConfigError(f"backbone.{key}: '{weights}' has its own sizes; this key goes with weights=random")
-        if weights == "random":
-            self_layout = published_layout(architecture) if architecture else read_layout(NANO)
+        if weights != "random":
+            layout = read_layout(weights)
         else:
-            self_layout = read_layout(weights)
-        self._build(self_layout, weights, tune, denoiser or {}, frozen_mode, init_seed)
-
-    def _build(
-        self, layout: Layout, weights: str, tune: Tuned, changes: Mapping[str, Any], frozen_mode: FrozenMode, seed: int
-    ) -> None:  # fmt: skip
+            layout = layout_of_size(architecture) if architecture else read_layout(NANO)
         family = layout.family
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = _network(layout, tune, changes)
+            torch.manual_seed(init_seed)
+            network = _network(layout, tune, denoiser or {})
         b = AnatomyBuilder(network, stack=family.denoiser)
         texts = family.text_encoders if tune == "denoiser_and_text" else ()
         for name in texts:
@@ -95,15 +97,7 @@ class StableDiffusion(Backbone):
     @classmethod
     def tiny(cls) -> StableDiffusion:
         """A U-Net and a text encoder at toy size, both tuned, with random weights and nothing around them."""
-        from peft_modal_diffusion.toy import toy_unet_layout
-
-        return cls._of_layout(toy_unet_layout(), tune="denoiser_and_text")
-
-    @classmethod
-    def _of_layout(cls, layout: Layout, *, tune: Tuned) -> StableDiffusion:
-        backbone = cls.__new__(cls)
-        backbone._build(layout, "random", tune, {}, "eval", 0)
-        return backbone
+        return cls(weights="random", architecture="toy", tune="denoiser_and_text")
 
     def load_weights(self) -> None:
         """Fill the network, and open the parts around it.
@@ -147,7 +141,8 @@ class StableDiffusion(Backbone):
         states, pooled = batch.get("states"), batch.get("pooled")
         if states is None:
             found = [
-                states_of(self.network.get_submodule(name), batch[_ids(name)], self.layout.family) for name in self._texts
+                states_of(self.network.get_submodule(name), batch[_ids(name)], self.layout.family)
+                for name in self._texts
             ]
             states, pooled = join_states(found, self.layout.family, self.text_width, batch.get("t5_states"))
         family = self.layout.family.name

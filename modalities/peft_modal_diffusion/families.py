@@ -54,8 +54,8 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Published:
-    """A published size."""
+class Size:
+    """Configurations of the parts."""
 
     pipeline: str
     denoiser: Mapping[str, Any]
@@ -81,17 +81,37 @@ _CLIP_BIG_G: Final = {
     "projection_dim": 1280, "hidden_act": "gelu",
 }  # fmt: skip
 
-PUBLISHED: Final[Mapping[str, Published]] = MappingProxyType(
+_TOY_TEXT: Final = {
+    "vocab_size": 50, "hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 6, "projection_dim": 10, "bos_token_id": 48, "eos_token_id": 49, "pad_token_id": 49,
+}  # fmt: skip
+_TOY_UNET: Final = {
+    "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16), "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 12, "attention_head_dim": 4, "norm_num_groups": 4,
+}  # fmt: skip
+_TOY_XL: Final = {
+    **_TOY_UNET, "cross_attention_dim": 24, "attention_head_dim": (2, 4), "transformer_layers_per_block": 2,
+    "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 10 + 6 * 4,
+}  # fmt: skip
+_TOY_TRANSFORMER: Final = {
+    "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8,
+    "num_attention_heads": 2, "joint_attention_dim": 28, "caption_projection_dim": 16, "pooled_projection_dim": 20,
+    "pos_embed_max_size": 8,
+}  # fmt: skip
+
+SIZES: Final[Mapping[str, Size]] = MappingProxyType(
     {
-        "sd15": Published(
+        "sd15": Size(
             "StableDiffusionPipeline", {**_SD, "cross_attention_dim": 768, "attention_head_dim": 8}, (_CLIP_L,)
         ),
-        "sd2": Published(
+        "sd2": Size(
             "StableDiffusionPipeline",
             {**_SD, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
             (_CLIP_H,),
         ),
-        "sdxl": Published(
+        "sdxl": Size(
             "StableDiffusionXLPipeline",
             {
                 "sample_size": 128, "in_channels": 4, "out_channels": 4, "block_out_channels": (320, 640, 1280),
@@ -104,7 +124,7 @@ PUBLISHED: Final[Mapping[str, Published]] = MappingProxyType(
             },
             (_CLIP_L, _CLIP_BIG_G),
         ),
-        "sd3": Published(
+        "sd3": Size(
             "StableDiffusion3Pipeline",
             {
                 "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
@@ -113,9 +133,17 @@ PUBLISHED: Final[Mapping[str, Published]] = MappingProxyType(
             },
             (_CLIP_L, _CLIP_BIG_G),
         ),
+        "toy": Size("StableDiffusionPipeline", _TOY_UNET, (_TOY_TEXT,)),
+        "toy_xl": Size("StableDiffusionXLPipeline", _TOY_XL, (_TOY_TEXT, _TOY_TEXT)),
+        "toy_sd3": Size("StableDiffusion3Pipeline", _TOY_TRANSFORMER, (_TOY_TEXT, _TOY_TEXT)),
+        # Its first block has the second attention and the norms of version 3.5.
+        "toy_sd35": Size(
+            "StableDiffusion3Pipeline", {**_TOY_TRANSFORMER, "qk_norm": "rms_norm", "dual_attention_layers": (0,)},
+            (_TOY_TEXT, _TOY_TEXT),
+        ),
     }
 )  # fmt: skip
-"""By the short name that `architecture` takes."""
+"""By the short name that `architecture` takes: published sizes, and the same classes at toy size."""
 
 HUB_NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {

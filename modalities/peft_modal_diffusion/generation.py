@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -30,6 +30,10 @@ class Sampling:
     height: int | None = None
     width: int | None = None
     negative_prompt: str | None = None
+
+    def settings(self, prompt: str, seed: int) -> dict[str, Any]:
+        """What a picture's file says of how it was made."""
+        return {"prompt": prompt, "seed": seed, **asdict(self)}
 
 
 def pipeline_of(backbone: StableDiffusion) -> Any:  # noqa: ANN401 — a class of diffusers

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from peft_modal.errors import WeightsError, nearest
-from peft_modal_diffusion.families import FAMILIES, HUB_NAMES, PUBLISHED, Family
+from peft_modal_diffusion.families import FAMILIES, HUB_NAMES, SIZES, Family
 
 NANO = "nano"
 
@@ -55,10 +55,10 @@ def read_layout(weights: str) -> Layout:
     if folder.is_dir():
         return _of_folder(folder)
     if weights in HUB_NAMES:
-        return published_layout(HUB_NAMES[weights], source=weights)
+        return layout_of_size(HUB_NAMES[weights], source=weights)
     if folder.suffix in {".safetensors", ".ckpt"}:
         raise WeightsError(
-            f"backbone.weights: '{weights}' is a single file; give a diffusers pipeline folder (diffusers converts one: "
+            f"backbone.weights: '{weights}' is a single file; give a diffusers pipeline folder (diffusers makes one: "
             "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER))"
         )
     if weights.count("/") != 1 or weights.startswith((".", "/", "~")):
@@ -69,18 +69,18 @@ def read_layout(weights: str) -> Layout:
     return _of_hub(weights)
 
 
-def published_layout(name: str, *, source: str = "") -> Layout:
-    """The layout of a published size.
+def layout_of_size(name: str, *, source: str = "") -> Layout:
+    """The layout of a published size, or of a toy.
 
     Raises:
         WeightsError: The size is unknown.
     """
-    if name not in PUBLISHED:
-        raise WeightsError(f"backbone.architecture: unknown size '{name}'; {nearest(name, PUBLISHED)}")
-    published = PUBLISHED[name]
-    family = FAMILIES[published.pipeline]
-    texts = dict(zip(family.text_encoders, published.text_encoders, strict=True))
-    return Layout(family, source, {family.denoiser: published.denoiser, **texts})
+    if name not in SIZES:
+        raise WeightsError(f"backbone.architecture: unknown size '{name}'; {nearest(name, SIZES)}")
+    size = SIZES[name]
+    family = FAMILIES[size.pipeline]
+    texts = dict(zip(family.text_encoders, size.text_encoders, strict=True))
+    return Layout(family, source, {family.denoiser: size.denoiser, **texts})
 
 
 def _of_folder(folder: Path) -> Layout:

@@ -50,9 +50,7 @@ class DiffusionObjective:
         ConfigError: The prediction is unknown, or min-SNR weights are undefined for this schedule.
     """
 
-    def __init__(
-        self, alphas_cumprod: Tensor, prediction: Prediction, *, min_snr_gamma: float | None = None
-    ) -> None:
+    def __init__(self, alphas_cumprod: Tensor, prediction: Prediction, *, min_snr_gamma: float | None = None) -> None:
         if prediction not in {"epsilon", "v_prediction", "sample"}:
             raise ConfigError(
                 f"the scheduler's prediction_type '{prediction}' is none of epsilon, v_prediction, sample"
@@ -70,7 +68,9 @@ class DiffusionObjective:
         """Integer time steps, uniform over the schedule, (count,)."""
         return torch.randint(0, len(self.alphas_cumprod), (count,), generator=generator)
 
-    def __call__(self, latents: Tensor, noise: Tensor, time: Tensor, *, perturbation: Tensor | None = None) -> NoisyBatch:
+    def __call__(
+        self, latents: Tensor, noise: Tensor, time: Tensor, *, perturbation: Tensor | None = None
+    ) -> NoisyBatch:
         """Noisy latents, target and weights.
 
         Args:
@@ -149,7 +149,9 @@ class FlowObjective:
         last = len(self.timesteps) - 1
         return (u * len(self.timesteps)).long().clamp(0, last)
 
-    def __call__(self, latents: Tensor, noise: Tensor, time: Tensor, *, perturbation: Tensor | None = None) -> NoisyBatch:
+    def __call__(
+        self, latents: Tensor, noise: Tensor, time: Tensor, *, perturbation: Tensor | None = None
+    ) -> NoisyBatch:
         """Noisy latents, target and weights; see `DiffusionObjective`."""
         sigma = self.sigmas.to(latents.device)[time]
         level = _per_sample(sigma, latents)

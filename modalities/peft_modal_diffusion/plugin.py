@@ -33,6 +33,12 @@ PLUGIN: Final = Plugin(
         ),
     },
     tasks={
+        "text_to_image": Entry(
+            "peft_modal_diffusion.text_to_image:TextToImage",
+            summary="Fine-tune on captioned pictures, with prior preservation where the data has it.",
+            paper="Rombach et al., High-Resolution Image Synthesis with Latent Diffusion, CVPR 2022, arXiv:2112.10752",
+            requires=_NEEDS,
+        ),
         "autoencoding": Entry(
             "peft_modal_diffusion.autoencoder:Autoencoding",
             summary="Rebuild pictures through latents.",

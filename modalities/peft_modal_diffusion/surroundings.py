@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from peft_modal.errors import WeightsError
 from peft_modal_diffusion.families import Family
-from peft_modal_diffusion.layout import Layout, open_part
+from peft_modal_diffusion.layout import Layout, open_part, opened
 
 
 class Surroundings:
@@ -44,7 +44,7 @@ class Surroundings:
             tokenizer = name.replace("text_encoder", "tokenizer")
             parts[tokenizer] = open_part(layout, tokenizer, "CLIPTokenizer", library="transformers")
         parts["vae"] = open_part(layout, "vae", "AutoencoderKL")
-        parts["scheduler"] = open_part(layout, "scheduler", scheduler_class(layout))
+        parts |= _schedulers(layout)
         for name, part in parts.items():
             if isinstance(part, nn.Module) and name not in own:
                 part.requires_grad_(requires_grad=False).eval()
@@ -58,8 +58,8 @@ class Surroundings:
         """
         if name not in self.parts:
             raise WeightsError(
-                f"there is no '{name}' around this denoiser: its weights were not loaded, or are 'random' of a published "
-                "size, which serves for measuring only"
+                f"there is no '{name}' around this denoiser: its weights were not loaded, or are 'random' of a size for "
+                "measuring"
             )
         return self.parts[name]
 
@@ -172,6 +172,19 @@ def join_states(
     return states, torch.cat(pooled, dim=-1) if pooled else None
 
 
-def scheduler_class(layout: Layout) -> str:
-    """Class of the scheduler that training follows; it is read from the pipeline's own file for generation."""
-    return "FlowMatchEulerDiscreteScheduler" if layout.family.name == "sd3" else "DDPMScheduler"
+def _schedulers(layout: Layout) -> dict[str, Any]:
+    """`scheduler`, whose noise levels training follows, and `sampler`, which the pipeline's own file names.
+
+    Raises:
+        WeightsError: The file is missing, or names no scheduler of diffusers.
+    """
+    import diffusers
+
+    training = "FlowMatchEulerDiscreteScheduler" if layout.family.name == "sd3" else "DDPMScheduler"
+    scheduler = open_part(layout, "scheduler", training)
+    with opened(layout.source, "scheduler"):
+        config, _ = scheduler.load_config(layout.source, subfolder="scheduler", return_unused_kwargs=True)
+        sampler = getattr(diffusers, config.get("_class_name", training), None)
+    if sampler is None:
+        raise WeightsError(f"'{layout.source}': the scheduler '{config['_class_name']}' is none of diffusers")
+    return {"scheduler": scheduler, "sampler": sampler.from_config(config)}

@@ -1,9 +1,10 @@
-"""Text-to-image fine-tuning: predict the noise, velocity or flow that was added to the latents of captioned pictures."""
+"""Text-to-image fine-tuning: predict the noise, velocity or flow in the noisy latents of captioned pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from torch import Generator, Tensor, nn
 from peft_modal.attach import Adapter
 from peft_modal.data.seeding import seeded
 from peft_modal.errors import ConfigError
-from peft_modal.ranges import NonNegativeFloat, PositiveFloat, Share
+from peft_modal.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Share
+from peft_modal.report import Section
 from peft_modal.tasks.base import Stage, Task
 from peft_modal_diffusion.backbone import StableDiffusion
+from peft_modal_diffusion.generation import Sampling, generate
 from peft_modal_diffusion.objectives import (
     Density,
     DiffusionObjective,
@@ -25,6 +28,7 @@ from peft_modal_diffusion.objectives import (
     offset_noise,
     weighted_error,
 )
+from peft_modal_diffusion.pictures import UNTOUCHED, SampleFolder
 from peft_modal_diffusion.surroundings import Surroundings
 
 
@@ -62,6 +66,10 @@ class TextToImage(Task):
         density: How Stable Diffusion 3's noise levels are drawn.
         weighting: How they are weighted.
         precondition_outputs: Whether the flow's error is measured on the sample.
+        prompts: Pictures of these are drawn before training and after every validation, with fixed seeds, and shown in
+            the report.
+        sample_steps: Steps of the sampler for them.
+        guidance: Their classifier-free guidance.
         options: Other arguments of `Task`.
 
     Raises:
@@ -84,6 +92,9 @@ class TextToImage(Task):
         density: Density = "logit_normal",
         weighting: FlowWeighting = "none",
         precondition_outputs: bool = True,
+        prompts: list[str] | None = None,
+        sample_steps: PositiveInt = 25,
+        guidance: NonNegativeFloat = 4.0,
         **options: Any,  # noqa: ANN401 — typed by `Task`
     ) -> None:
         del class_names
@@ -99,6 +110,8 @@ class TextToImage(Task):
         self.density: Density = density
         self.weighting: FlowWeighting = weighting
         self.precondition_outputs = precondition_outputs
+        self.prompts = tuple(prompts or ())
+        self.sampling = Sampling(steps=sample_steps, guidance=guidance)
         self._objective: DiffusionObjective | FlowObjective | None = None
 
     @property
@@ -119,7 +132,9 @@ class TextToImage(Task):
             if hasattr(scheduler, "alphas_cumprod"):
                 prediction = scheduler.config.prediction_type
                 if self.dream_power is not None and prediction != "epsilon":
-                    raise ConfigError(f"task.dream_power goes with epsilon predictions; this pipeline's is {prediction}")
+                    raise ConfigError(
+                        f"task.dream_power goes with epsilon predictions; this pipeline's is {prediction}"
+                    )
                 self._objective = DiffusionObjective(
                     scheduler.alphas_cumprod, prediction, min_snr_gamma=self.min_snr_gamma
                 )
@@ -142,6 +157,30 @@ class TextToImage(Task):
         """Bring the frozen parts to the device, too."""
         self.surroundings.to(self.device)
         super().on_fit_start()
+        if self.prompts and not self._samples().has(UNTOUCHED):
+            self.adapter.enable(on=False)
+            self._draw_samples(UNTOUCHED)
+            self.adapter.enable(on=True)
+
+    def on_validation_end(self) -> None:
+        """Draw the prompts with what would be saved now."""
+        if self.prompts and not self.trainer.sanity_checking:
+            self._draw_samples(f"epoch-{self.current_epoch + 1:04d}")
+        super().on_validation_end()
+
+    def report_sections(self) -> tuple[Section, ...]:
+        """The pictures over time."""
+        section = self._samples().section() if self.prompts else None
+        return (*(() if section is None else (section,)), *super().report_sections())
+
+    def _samples(self) -> SampleFolder:
+        return SampleFolder(Path(self.trainer.default_root_dir), self.prompts)
+
+    def _draw_samples(self, column: str) -> None:
+        seeds = range(len(self.prompts))
+        pictures = generate(self.backbone, self.prompts, seeds, self.sampling)  # type: ignore[arg-type]
+        settings = [self.sampling.settings(prompt, seed) for prompt, seed in zip(self.prompts, seeds, strict=True)]
+        self._samples().write(column, pictures, settings)
 
     def on_test_start(self) -> None:
         """See `on_fit_start`."""
