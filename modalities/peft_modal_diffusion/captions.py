@@ -144,9 +144,9 @@ def _captions(root: Path, images: Sequence[Path], column: str, *, allow_empty: b
     if missing:
         first, others = missing[0], len(missing) - 1
         raise DataError(
-            f"'{first}' has no caption{f', like {others} more' if others else ''}: name it in '{tables[0] if tables else root / METADATA}', "
-            f"write its caption into '{first.with_suffix('.txt').name}' beside it, or give one for all as "
-            "data.caption."
+            f"'{first}' has no caption{f', like {others} more' if others else ''}: name it in "
+            f"'{tables[0] if tables else root / METADATA}', write its caption into "
+            f"'{first.with_suffix('.txt').name}' beside it, or give one for all as data.caption."
         )
     return found
 

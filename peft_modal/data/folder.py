@@ -105,7 +105,7 @@ def list_files(path: str | Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
     if not path.exists():
         raise DataError(f"'{path}' does not exist.")
     if path.is_dir():
-        files = _files_below(path, suffixes)
+        files = files_below(path, suffixes)
         if not files:
             raise DataError(f"'{path}' holds no {_either(suffixes)} files; found {_found(path)}.")
         return files
@@ -126,7 +126,8 @@ def visible_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _files_below(folder: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
+def files_below(folder: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
+    """The visible files below a folder with one of these endings (in lower case), sorted by path."""
     return tuple(sorted(p for p in visible_files(folder) if p.suffix.lower() in suffixes))
 
 
@@ -144,7 +145,7 @@ def _found(folder: Path) -> str:
 
 
 def _scan_directory(root: Path, suffixes: Sequence[str]) -> list[_Entry]:
-    if not _files_below(root, suffixes):
+    if not files_below(root, suffixes):
         raise DataError(f"'{root}' holds no {_either(suffixes)} files; found {_found(root)}.")
     folders = _visible_folders(root)
     if not folders:
@@ -158,7 +159,7 @@ def _scan_directory(root: Path, suffixes: Sequence[str]) -> list[_Entry]:
             if not classes:
                 raise DataError(f"'{folder}' has no folder per class: put the files into '{folder.name}/<class>/'.")
             entries += _entries(classes, suffixes, split=folder.name)
-        elif _files_below(folder, suffixes):
+        elif files_below(folder, suffixes):
             raise DataError(
                 f"'{root}' has splits, and '{folder.name}' is not one of them: {nearest(folder.name, SPLITS)}"
             )
@@ -173,14 +174,14 @@ def _has_splits(folders: Sequence[Path], suffixes: Sequence[str]) -> bool:
     return (
         train is not None
         and bool(_visible_folders(train))
-        and all(p.parent != train for p in _files_below(train, suffixes))
+        and all(p.parent != train for p in files_below(train, suffixes))
     )
 
 
 def _entries(classes: Sequence[Path], suffixes: Sequence[str], *, split: str) -> list[_Entry]:
     entries = []
     for folder in classes:
-        files = _files_below(folder, suffixes)
+        files = files_below(folder, suffixes)
         if not files:
             raise DataError(f"class folder '{folder}' holds no {_either(suffixes)} files; found {_found(folder)}.")
         entries += [_Entry(path, folder.name, split) for path in files]

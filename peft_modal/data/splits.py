@@ -213,9 +213,7 @@ def batches_within(groups: Sequence[Hashable], order: Iterable[int], batch_size:
     for index in order:
         members[groups[index]].append(index)
     return [
-        chosen[start : start + batch_size]
-        for chosen in members.values()
-        for start in range(0, len(chosen), batch_size)
+        chosen[start : start + batch_size] for chosen in members.values() for start in range(0, len(chosen), batch_size)
     ]
 
 
