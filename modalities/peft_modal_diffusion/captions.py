@@ -142,9 +142,9 @@ def _captions(root: Path, images: Sequence[Path], column: str, *, allow_empty: b
         else:
             missing.append(path)
     if missing:
-        first, others = missing[0], len(missing) - 1
+        first, count = missing[0], len(missing)
         raise DataError(
-            f"'{first}' has no caption{f', like {others} more' if others else ''}: name it in "
+            f"'{first}' has no caption{f' ({count} images have none)' if count > 1 else ''}: name it in "
             f"'{tables[0] if tables else root / METADATA}', write its caption into "
             f"'{first.with_suffix('.txt').name}' beside it, or give one for all as data.caption."
         )

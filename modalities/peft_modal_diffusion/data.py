@@ -190,8 +190,8 @@ class Subject(Pictures):
         num_workers: Processes that read pictures.
 
     Raises:
-        ConfigError: A number is out of range, a prompt is empty, only one of `class_root` and `class_prompt` is given, or
-            one of the folders lies in the other.
+        ConfigError: A number is out of range, a prompt is empty, only one of `class_root` and `class_prompt` is given,
+            or one of the folders lies in the other.
     """
 
     def __init__(

@@ -76,7 +76,7 @@ def cut(image: Image.Image, placement: Placement) -> Tensor:
     image = image.crop((left, top, left + width, top + height))
     if placement.is_flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (3, H, W)
     return pixels.float().div_(127.5).sub_(1)
 
 

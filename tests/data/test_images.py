@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from image_folders import chunk, header_of_png
 from PIL import Image
 
 from peft_modal.data.images import MAX_MEGAPIXELS, MIN_SIDE, image_size, read_image
@@ -40,16 +39,6 @@ def save(values: np.ndarray, path: Path, mode: str = "RGB", **options) -> Path:
     lossless = {"webp": {"lossless": True}, "jp2": {"irreversible": False}}.get(path.suffix[1:], {})
     image.save(path, **lossless, **options)
     return path
-
-
-def header_of_png(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds no pixels."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"".join([b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header), chunk(b"IDAT", b""), chunk(b"IEND", b"")])
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def read(path: Path) -> np.ndarray:
