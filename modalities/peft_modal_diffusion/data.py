@@ -58,14 +58,15 @@ class Pictures(SplitData):
         return [self._sets[part] for part in self._sets]
 
     def captions(self) -> tuple[str, ...]:
-        """Every caption that a batch may hold, each once; called after `setup`."""
+        """Every caption that a batch of any split may hold, each once."""
+        self.setup()
         texts = (text for images in self.image_sets() for picture in images.pictures for text in picture.captions)
         return tuple(dict.fromkeys(texts))
 
     def cache_latents(self, encode: Encode, *, encoder: str, dtype: str) -> None:
         """Encode all pictures now, those of every split; from now on batches hold latents instead of pixels.
 
-        See `peft_modal_diffusion.latents.cache_latents`.
+        To be called before the first batch is read. See `peft_modal_diffusion.latents.cache_latents`.
         """
         self.setup()
         cache_latents(

@@ -216,10 +216,11 @@ def test_validation_keeps_to_the_buckets(tmp_path):
 def test_captions_lists_each_text_once(tmp_path):
     write_images(tmp_path / "train", 2)
     write_images(tmp_path / "val", 1)
-    texts = {"train/00.png": ["b", "a"], "train/01.png": "a", "val/00.png": "c"}
+    write_images(tmp_path / "test", 1)
+    texts = {"train/00.png": ["b", "a"], "train/01.png": "a", "val/00.png": "c", "test/00.png": "d"}
     rows = [json.dumps({"file_name": name, "text": text}) for name, text in texts.items()]
     (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
-    assert folder(tmp_path, caption=None).captions() == ("b", "a", "c")
+    assert folder(tmp_path, caption=None).captions() == ("b", "a", "c", "d")
 
 
 def test_the_key_follows_from_content_shape_and_flip_not_from_the_name(tmp_path):
