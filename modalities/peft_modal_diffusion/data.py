@@ -182,6 +182,7 @@ class Subject(Pictures):
         instance_prompt: Caption of all of them, with a rare word for the subject: `a photo of sks dog`.
         class_root: Folder with pictures of the class; without it none are mixed in.
         class_prompt: Caption of those, the same without the word: `a photo of dog`.
+        num_class_images: How many pictures of the class there shall be; the task draws those that are missing.
         resolution: Side of the square that the network is trained on, in pixels.
         crop: Where the square is cut out of a picture.
         flip: Mirror half of the pictures left to right.
@@ -202,6 +203,7 @@ class Subject(Pictures):
         instance_prompt: str,
         class_root: str | Path | None = None,
         class_prompt: str | None = None,
+        num_class_images: PositiveInt = 100,
         resolution: PositiveInt = 512,
         crop: Crop = "centre",
         flip: bool = False,
@@ -227,6 +229,7 @@ class Subject(Pictures):
         self.instance_prompt = instance_prompt
         self.class_root = None if class_root is None else Path(class_root)
         self.class_prompt = class_prompt
+        self.num_class_images = num_class_images
         self._priors: ImageSet | None = None
 
     def load(self, part: Part) -> ImageSet:
