@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from peft_modal.data.progress import progress
 from peft_modal_diffusion.backbone import StableDiffusion
+from peft_modal_diffusion.data import Subject
+from peft_modal_diffusion.pictures import save_png
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,38 @@ def generate(
             module.training = mode
     pictures: Tensor = out.images.float().cpu()
     return pictures
+
+
+def make_class_pictures(backbone: StableDiffusion, data: Subject, sampling: Sampling, *, batch_size: int = 4) -> None:
+    """Draw the pictures of the class that are missing, by the untouched model; what is there stays.
+
+    Args:
+        backbone: With its weights.
+        data: Says where they go, how many there shall be, and of what.
+        sampling: How.
+        batch_size: The most at once.
+
+    Raises:
+        WriteError: One cannot be written.
+    """
+    if data.class_root is None or data.class_prompt is None:
+        return
+    missing = range(len(data.class_images()), data.num_class_images)
+    adapters = [adapter for adapter in backbone.adapters.values() if adapter.is_enabled]
+    for adapter in adapters:
+        adapter.enable(on=False)
+    try:
+        with progress("pictures of the class", len(missing)) as advance:
+            for start in range(0, len(missing), batch_size):
+                seeds = missing[start : start + batch_size]
+                prompts = [data.class_prompt] * len(seeds)
+                for picture, seed in zip(generate(backbone, prompts, seeds, sampling), seeds, strict=True):
+                    path = data.class_root / f"generated-{seed:04d}.png"
+                    save_png(picture, path, sampling.settings(data.class_prompt, seed))
+                advance(len(seeds))
+    finally:
+        for adapter in adapters:
+            adapter.enable(on=True)
 
 
 @contextmanager

@@ -27,6 +27,14 @@ PLUGIN: Final = Plugin(
         ),
     },
     data={
+        "folder": Entry(
+            "peft_modal_diffusion.data:Folder", summary="Your own pictures with captions, from files beside them."
+        ),
+        "subject": Entry(
+            "peft_modal_diffusion.data:Subject",
+            summary="A few pictures of one subject, and of its class against forgetting.",
+            paper="Ruiz et al., DreamBooth, CVPR 2023, arXiv:2208.12242",
+        ),
         "drawn": Entry(
             "peft_modal_diffusion.drawn:DrawnPictures",
             summary="Generated captioned pictures, and two new concepts to learn; made in seconds.",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peft_modal.errors import WeightsError
+from peft_modal.files import fingerprint
 from peft_modal_diffusion.families import Family
 from peft_modal_diffusion.layout import Layout, open_part, opened
 
@@ -58,10 +59,13 @@ class Surroundings:
         """
         if name not in self.parts:
             raise WeightsError(
-                f"there is no '{name}' around this denoiser: they were not loaded, or belong to a size for "
-                "measuring"
+                f"there is no '{name}' around this denoiser: they were not loaded, or belong to a size for measuring"
             )
         return self.parts[name]
+
+    def fingerprint(self, name: str) -> str:
+        """A hash of a part's weights, for the names of what is cached of it."""
+        return fingerprint(self[name].state_dict())
 
     def to(self, device: torch.device) -> None:
         """Move what has weights."""

@@ -18,7 +18,9 @@ from peft_modal.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Shar
 from peft_modal.report import Section
 from peft_modal.tasks.base import Stage, Task
 from peft_modal_diffusion.backbone import StableDiffusion
-from peft_modal_diffusion.generation import Sampling, generate
+from peft_modal_diffusion.data import Pictures, Subject
+from peft_modal_diffusion.generation import Sampling, generate, make_class_pictures
+from peft_modal_diffusion.latents import TextCache
 from peft_modal_diffusion.objectives import (
     Density,
     DiffusionObjective,
@@ -66,6 +68,7 @@ class TextToImage(Task):
         density: How Stable Diffusion 3's noise levels are drawn.
         weighting: How they are weighted.
         precondition_outputs: Whether the flow's error is measured on the sample.
+        cache: Encode pictures and captions once and keep the result on disk (`PEFT_MODAL_CACHE`); needs fixed crops.
         prompts: Pictures of these are drawn before training and after every validation, with fixed seeds, and shown in
             the report.
         sample_steps: Steps of the sampler for them.
@@ -92,6 +95,7 @@ class TextToImage(Task):
         density: Density = "logit_normal",
         weighting: FlowWeighting = "none",
         precondition_outputs: bool = True,
+        cache: bool = False,
         prompts: list[str] | None = None,
         sample_steps: PositiveInt = 25,
         guidance: NonNegativeFloat = 4.0,
@@ -110,6 +114,8 @@ class TextToImage(Task):
         self.density: Density = density
         self.weighting: FlowWeighting = weighting
         self.precondition_outputs = precondition_outputs
+        self.cache = cache
+        self._texts: TextCache | None = None
         self.prompts = tuple(prompts or ())
         self.sampling = Sampling(steps=sample_steps, guidance=guidance)
         self._objective: DiffusionObjective | FlowObjective | None = None
@@ -149,13 +155,40 @@ class TextToImage(Task):
         return self._objective
 
     def before_fit(self, data: LightningDataModule) -> None:
-        """Refuse what cannot work before anything is written."""
-        del data
+        """Refuse what cannot work before anything is written, make pictures of the class, and fill the caches.
+
+        Raises:
+            ConfigError: The data's pictures cannot be cached.
+        """
         _ = self.objective
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        assert device is not None
+        if isinstance(data, Subject):
+            self._to(device)
+            make_class_pictures(self.backbone, data, self.sampling)  # type: ignore[arg-type]
+        if not self.cache:
+            return
+        if not isinstance(data, Pictures):
+            raise ConfigError(
+                f"task.cache: the pictures of {type(data).__name__} are drawn anew and cannot be cached; leave it out"
+            )
+        self._to(device)
+        around = self.surroundings
+        data.cache_latents(around.encode_images, encoder=around.fingerprint("vae"), dtype="float32")
+        if self.backbone.tune == "denoiser":
+            encoders = [*self.backbone.layout.family.text_encoders]  # type: ignore[union-attr]
+            mark = "+".join(around.fingerprint(name) for name in encoders)
+            self._texts = TextCache(self._encode_text, encoder=mark, dtype="float32")
+            self._texts.fill([*data.captions(), *([""] if self.caption_dropout else [])])
+
+    def _to(self, device: torch.device) -> None:
+        self.backbone.to(device)
+        self.surroundings.to(device)
 
     def on_fit_start(self) -> None:
-        """Bring the frozen parts to the device, too."""
-        self.surroundings.to(self.device)
+        """Bring the frozen parts to the device, too, where they are still needed."""
+        if not self.cache or self.prompts:
+            self.surroundings.to(self.device)
         super().on_fit_start()
         if self.prompts and not self._samples().has(UNTOUCHED):
             self.adapter.enable(on=False)
@@ -246,14 +279,16 @@ class TextToImage(Task):
         sizes = {"time_ids": _time_ids(batch, device)} if self.backbone.layout.family.name == "sdxl" else {}  # type: ignore[union-attr]
         captions = list(batch["caption"])
         dropped = torch.rand(len(captions)) < self.caption_dropout if self.training else torch.zeros(len(captions)) > 0
-        if "states" in batch and not bool(dropped.any()):
-            return {**{key: batch[key] for key in ("states", "pooled") if key in batch}, **sizes}
         captions = ["" if gone else caption for gone, caption in zip(dropped.tolist(), captions, strict=True)]
         if self.backbone.tune == "denoiser_and_text":
             tokens = self.surroundings.tokenize(captions)
             return {**{name: ids.to(device) for name, ids in tokens.items()}, **sizes}
-        width = self.backbone.text_width  # type: ignore[union-attr]
-        return {**self.surroundings.encode_text(captions, width=int(width)), **sizes}  # type: ignore[arg-type]
+        states = self._encode_text(captions) if self._texts is None else self._texts(captions)
+        return {**{name: value.to(device) for name, value in states.items()}, **sizes}
+
+    def _encode_text(self, captions: list[str]) -> dict[str, Tensor]:
+        width: int = self.backbone.text_width  # type: ignore[assignment]
+        return self.surroundings.encode_text(captions, width=width)
 
 
 def _normal(shape: torch.Size, generators: list[Generator] | None) -> Tensor:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from lightning.pytorch import Trainer
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
+"""Tensors with the batch as their first axis, or lists of text with one entry per sample."""
 
 
 class BatchSource(Protocol):

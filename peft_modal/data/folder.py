@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import torch
 from peft_modal.data.seeding import seeded
 from peft_modal.errors import ConfigError, DataError, nearest
 
-_SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
+"""Names of the folders that hold splits."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,11 @@ def scan_folder(
     shares = {"test": 0.0 if has_splits else test_share, "val": val_share}
     if any(e.split == "val" for e in entries):
         shares["val"] = 0.0
-    items: dict[str, list[Item]] = {split: [] for split in _SPLITS}
+    items: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for label, name in enumerate(sorted(by_class)):
         for entry in _hold_out(root, by_class[name], shares, seed):
             items[entry.split].append(Item(entry.path, label))
-    return FolderIndex(tuple(sorted(by_class)), *(tuple(items[split]) for split in _SPLITS))
+    return FolderIndex(tuple(sorted(by_class)), *(tuple(items[split]) for split in SPLITS))
 
 
 def list_files(path: str | Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
@@ -104,7 +105,7 @@ def list_files(path: str | Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
     if not path.exists():
         raise DataError(f"'{path}' does not exist.")
     if path.is_dir():
-        files = _files_below(path, suffixes)
+        files = files_below(path, suffixes)
         if not files:
             raise DataError(f"'{path}' holds no {_either(suffixes)} files; found {_found(path)}.")
         return files
@@ -113,15 +114,21 @@ def list_files(path: str | Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
     return (path,)
 
 
-def _files_below(folder: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
-    return tuple(sorted(p for p in _visible_files(folder) if p.suffix.lower() in suffixes))
+def visible_files(folder: Path) -> Iterator[Path]:
+    """All files below a folder but hidden ones and those in hidden folders.
 
-
-def _visible_files(folder: Path) -> Iterable[Path]:
+    Yields:
+        Their paths, in no order.
+    """
     for path in folder.rglob("*"):
         hidden = any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
         if not hidden and path.is_file():
             yield path
+
+
+def files_below(folder: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
+    """The visible files below a folder with one of these endings (in lower case), sorted by path."""
+    return tuple(sorted(p for p in visible_files(folder) if p.suffix.lower() in suffixes))
 
 
 def _visible_folders(folder: Path) -> list[Path]:
@@ -133,12 +140,12 @@ def _either(suffixes: Sequence[str]) -> str:
 
 
 def _found(folder: Path) -> str:
-    counts = Counter(p.suffix.lower() or "files without ending" for p in _visible_files(folder))
+    counts = Counter(p.suffix.lower() or "files without ending" for p in visible_files(folder))
     return ", ".join(f"{suffix} ({n})" for suffix, n in counts.most_common(6)) or "no files at all"
 
 
 def _scan_directory(root: Path, suffixes: Sequence[str]) -> list[_Entry]:
-    if not _files_below(root, suffixes):
+    if not files_below(root, suffixes):
         raise DataError(f"'{root}' holds no {_either(suffixes)} files; found {_found(root)}.")
     folders = _visible_folders(root)
     if not folders:
@@ -147,14 +154,14 @@ def _scan_directory(root: Path, suffixes: Sequence[str]) -> list[_Entry]:
         return _entries(folders, suffixes, split="")
     entries: list[_Entry] = []
     for folder in folders:
-        if folder.name in _SPLITS:
+        if folder.name in SPLITS:
             classes = _visible_folders(folder)
             if not classes:
                 raise DataError(f"'{folder}' has no folder per class: put the files into '{folder.name}/<class>/'.")
             entries += _entries(classes, suffixes, split=folder.name)
-        elif _files_below(folder, suffixes):
+        elif files_below(folder, suffixes):
             raise DataError(
-                f"'{root}' has splits, and '{folder.name}' is not one of them: {nearest(folder.name, _SPLITS)}"
+                f"'{root}' has splits, and '{folder.name}' is not one of them: {nearest(folder.name, SPLITS)}"
             )
     return entries
 
@@ -162,19 +169,19 @@ def _scan_directory(root: Path, suffixes: Sequence[str]) -> list[_Entry]:
 def _has_splits(folders: Sequence[Path], suffixes: Sequence[str]) -> bool:
     """Whether the folders are splits; among others, a `train` that holds files itself is a class of that name."""
     train = next((f for f in folders if f.name == "train"), None)
-    if all(f.name in _SPLITS for f in folders):
+    if all(f.name in SPLITS for f in folders):
         return True
     return (
         train is not None
         and bool(_visible_folders(train))
-        and all(p.parent != train for p in _files_below(train, suffixes))
+        and all(p.parent != train for p in files_below(train, suffixes))
     )
 
 
 def _entries(classes: Sequence[Path], suffixes: Sequence[str], *, split: str) -> list[_Entry]:
     entries = []
     for folder in classes:
-        files = _files_below(folder, suffixes)
+        files = files_below(folder, suffixes)
         if not files:
             raise DataError(f"class folder '{folder}' holds no {_either(suffixes)} files; found {_found(folder)}.")
         entries += [_Entry(path, folder.name, split) for path in files]
@@ -219,7 +226,7 @@ def _entry_of_row(
         raise DataError(f"{where}: the file '{path}' does not exist.")
     if path.suffix.lower() not in suffixes:
         raise DataError(f"{where}: '{name}' is not a {_either(suffixes)} file.")
-    if has_splits and split not in _SPLITS:
+    if has_splits and split not in SPLITS:
         raise DataError(f"{where}: split is '{split}', expected train, val or test.")
     return _Entry(path, label, split)
 

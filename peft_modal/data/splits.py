@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol
@@ -108,9 +110,15 @@ class SplitData(LightningDataModule):
             if part not in self._sets:
                 self._sets[part] = self.load(part)
 
+    def groups(self, samples: Any) -> Sequence[Hashable] | None:  # noqa: ANN401 - what `load` returned
+        """The group of each sample, where only samples of one group can share a batch (pictures of one shape)."""
+        del samples
+        return None
+
     def train_source(self, samples: Any) -> BatchSource:  # noqa: ANN401 - what `load` returned
         """What makes the training batches."""
-        return ShuffledBatches(samples, self.batch_size, seed=self.seed, augment=self.augment)
+        groups = self.groups(samples)
+        return ShuffledBatches(samples, self.batch_size, seed=self.seed, augment=self.augment, groups=groups)
 
     def evaluation_set(self, samples: Any) -> Dataset[Batch]:  # noqa: ANN401 - what `load` returned
         """Validation or test samples as they are read."""
@@ -133,8 +141,11 @@ class SplitData(LightningDataModule):
         samples = self._sets[part]
         if not len(samples):
             return []
-        dataset = self.evaluation_set(samples)
-        return DataLoader(dataset, batch_size=2 * self.batch_size, num_workers=self.num_workers)
+        dataset, groups = self.evaluation_set(samples), self.groups(samples)
+        if groups is None:
+            return DataLoader(dataset, batch_size=2 * self.batch_size, num_workers=self.num_workers)
+        batches = batches_within(groups, range(len(samples)), 2 * self.batch_size)
+        return DataLoader(dataset, batch_sampler=batches, num_workers=self.num_workers)
 
 
 class ShuffledBatches:
@@ -145,27 +156,65 @@ class ShuffledBatches:
         batch_size: Samples per batch.
         seed: Of order and augmentation.
         augment: Changes a batch at random.
+        groups: The group of each sample, where a batch may hold samples of one group only; the batches of all groups
+            come in a random order.
+        drop_last: Drop a last batch of fewer samples; always kept where there are groups, of which some may be small.
     """
 
-    def __init__(self, samples: Samples, batch_size: int, *, seed: int, augment: Augment | None = None) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        batch_size: int,
+        *,
+        seed: int,
+        augment: Augment | None = None,
+        groups: Sequence[Hashable] | None = None,
+        drop_last: bool = True,
+    ) -> None:
         self.samples = samples
         self.batch_size = batch_size
         self.seed = seed
         self.augment = augment
+        self.groups = groups
+        self.drop_last = drop_last and groups is None
 
     def __len__(self) -> int:
-        return max(1, len(self.samples) // self.batch_size)
+        if self.drop_last:
+            return max(1, len(self.samples) // self.batch_size)
+        counts = [len(self.samples)] if self.groups is None else Counter(self.groups).values()
+        return sum(math.ceil(count / self.batch_size) for count in counts)
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch `index` of an epoch; see `BatchSource`."""
         order = torch.randperm(len(self.samples), generator=seeded("order", self.seed, epoch))
-        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.make(chosen.tolist(), seeded("batch", self.seed, epoch, index))
+        if self.groups is None:
+            chosen = order[index * self.batch_size : (index + 1) * self.batch_size].tolist()
+        else:
+            batches = batches_within(self.groups, order.tolist(), self.batch_size)
+            place = torch.randperm(len(batches), generator=seeded("batches", self.seed, epoch))[index]
+            chosen = batches[int(place)]
+        return self.make(chosen, seeded("batch", self.seed, epoch, index))
 
     def make(self, chosen: list[int], generator: Generator) -> Batch:
         """The batch of these samples."""
         batch: Batch = default_collate([self.samples[i] for i in chosen])
         return batch if self.augment is None else self.augment(batch, generator)
+
+
+def batches_within(groups: Sequence[Hashable], order: Iterable[int], batch_size: int) -> list[list[int]]:
+    """Batches of samples of one group each, in an order of the samples; the last one of a group may be smaller.
+
+    Args:
+        groups: The group of each sample.
+        order: Sample numbers, each once.
+        batch_size: The most samples in a batch.
+    """
+    members: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for index in order:
+        members[groups[index]].append(index)
+    return [
+        chosen[start : start + batch_size] for chosen in members.values() for start in range(0, len(chosen), batch_size)
+    ]
 
 
 def require_positive(**numbers: int) -> None:

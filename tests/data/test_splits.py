@@ -80,6 +80,42 @@ def test_batches_follow_from_seed_and_epoch() -> None:
     assert not torch.equal(first.batch(2, 1)["x"], other.batch(2, 1)["x"])
 
 
+def members(batches: ShuffledBatches, epoch: int) -> list[list[int]]:
+    return [batches.batch(epoch, i)["x"].int().tolist() for i in range(len(batches))]
+
+
+def test_a_batch_holds_one_group_and_an_epoch_every_sample() -> None:
+    samples = [{"x": torch.tensor(float(i))} for i in range(11)]
+    groups = ["even" if i % 2 == 0 else "odd" for i in range(11)]
+    batches = ShuffledBatches(samples, 4, seed=0, groups=groups)
+    epochs = [members(batches, epoch) for epoch in range(3)]
+    for epoch in epochs:
+        assert sorted(len(part) for part in epoch) == [1, 2, 4, 4]
+        assert sorted(sum(epoch, start=[])) == list(range(11))  # noqa: RUF017
+        assert all(len({i % 2 for i in part}) == 1 for part in epoch)
+    assert epochs[0] != epochs[1]
+    assert len({tuple(part[0] % 2 for part in epoch) for epoch in epochs}) > 1
+    assert members(ShuffledBatches(samples, 4, seed=0, groups=groups), 1) == epochs[1]
+
+
+def test_the_last_batch_can_be_kept() -> None:
+    samples = [{"x": torch.tensor(float(i))} for i in range(7)]
+    kept = members(ShuffledBatches(samples, 3, seed=0, drop_last=False), 0)
+    assert [len(part) for part in kept] == [3, 3, 1]
+    assert kept[:2] == members(ShuffledBatches(samples, 3, seed=0), 0)
+
+
+def test_groups_do_not_share_evaluation_batches_either() -> None:
+    class Grouped(Numbers):
+        def groups(self, samples) -> list[bool]:
+            return [i > 4 for i in range(len(samples))]
+
+    data = Grouped(sizes={"train": 1, "val": 7, "test": 0}, batch_size=1)
+    data.setup()
+    assert [batch["x"].tolist() for batch in data.val_dataloader()] == [[0, 1], [2, 3], [4], [5, 6]]
+    assert sorted(numbers(data.train_dataloader())) == [100]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [({"batch_size": 0}, "batch_size is 0, expected 1 or more"), ({"num_workers": -1}, "num_workers is -1")],

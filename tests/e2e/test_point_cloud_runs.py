@@ -538,6 +538,10 @@ SHIPPED = [
 
 @pytest.mark.parametrize("path", SHIPPED)
 def test_every_shipped_configuration_runs(path):
+    if path.stem == "diffusion_pretrain_nano":
+        from toy_pipeline import save_toy_pipeline
+
+        save_toy_pipeline(Path("nano-start"))
     assert main(["fit", "--config", path.name, "--trainer.fast_dev_run=true", "--out", "run"]) == 0
     assert Path("run/adapter.safetensors").is_file()
 
