@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from peft_modal.anatomy import AnatomyBuilder, Backbone, Context, Features, FeatureSpec, FrozenMode
-from peft_modal.errors import ConfigError
+from peft_modal.errors import ConfigError, MergeError
+from peft_modal.files import making_folder
 from peft_modal_diffusion.anatomy import (
     describe_joint_transformer,
     describe_text_encoder,
     describe_unet,
     text_layout,
 )
-from peft_modal_diffusion.layout import NANO, Layout, layout_of_size, open_part, read_layout
+from peft_modal_diffusion.layout import NANO, Layout, layout_of_size, open_part, open_pipeline, quiet, read_layout
 from peft_modal_diffusion.surroundings import (
     Surroundings,
     join_states,
@@ -54,6 +57,7 @@ class StableDiffusion(Backbone):
     """
 
     modality: ClassVar[str] = "diffusion"
+    merged_is_folder: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -138,30 +142,12 @@ class StableDiffusion(Backbone):
             context: Gets `time`.
         """
         context.put("time", batch["time"])
-        states, pooled = batch.get("states"), batch.get("pooled")
-        if states is None:
-            found = [
-                states_of(self.network.get_submodule(name), batch[_ids(name)], self.layout.family)
-                for name in self._texts
-            ]
-            states, pooled = join_states(found, self.layout.family, self.text_width, batch.get("t5_states"))
-        family = self.layout.family.name
-        if family == "sd3":
-            out = self.denoiser(
-                batch["sample"], encoder_hidden_states=states, pooled_projections=pooled, timestep=batch["time"]
-            )
-        else:
-            added = {"text_embeds": pooled, "time_ids": batch["time_ids"]} if family == "sdxl" else None
-            out = self.denoiser(
-                batch["sample"], batch["time"], encoder_hidden_states=states, added_cond_kwargs=added
-            )  # fmt: skip
-        return Features(out.sample, None)
+        return Features(denoise(self.layout, dict(self.network.named_children()), batch), None)
 
     @property
     def text_width(self) -> int:
         """Width of the text that the denoiser reads."""
-        config = self.layout.configs[self.layout.family.denoiser]
-        return int(config.get("joint_attention_dim", config.get("cross_attention_dim", 0)))
+        return _text_width(self.layout)
 
     def example_batch(self, batch_size: int = 2) -> dict[str, Any]:
         """Random latents, times and text."""
@@ -201,6 +187,28 @@ class StableDiffusion(Backbone):
         """Channels of the denoiser's output."""
         return int(self.denoiser.config["out_channels"])  # type: ignore[index]
 
+    def architecture(self) -> dict[str, Any]:
+        """A pipeline folder has sizes of its own."""
+        return {"architecture": None, "denoiser": None}
+
+    def save_merged(self, path: Path, state: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+        """Write a complete pipeline, as diffusers does: with what is around the denoiser, all in one type.
+
+        Raises:
+            MergeError: There is nothing around the denoiser.
+            WriteError: It cannot be written.
+        """
+        del document  # a folder of diffusers says of itself what diffusers reads
+        if not self.layout.source:
+            raise MergeError(
+                f"a denoiser of a size for measuring has no pipeline around it, so '{path}' cannot be written"
+            )
+        dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+        own = {name: copy.deepcopy(part).to(dtype) for name, part in self.network.named_children()}
+        pipeline = open_pipeline(self.layout, dtype=dtype, **own)
+        with making_folder(path) as folder, quiet():
+            pipeline.save_pretrained(folder)
+
     def blocks_for_checkpointing(self, *, enabled: bool) -> None:
         """Compute blocks again during backward instead of keeping their activations."""
         denoiser: Any = self.denoiser
@@ -211,6 +219,31 @@ class StableDiffusion(Backbone):
                 encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             else:
                 encoder.gradient_checkpointing_disable()
+
+
+def denoise(layout: Layout, parts: Mapping[str, nn.Module], batch: Mapping[str, Any]) -> Tensor:
+    """What a denoiser makes of a batch (B, C, H, W).
+
+    Args:
+        layout: Says what it reads.
+        parts: The denoiser, and the text encoders where the batch holds tokens, by their names in a pipeline.
+        batch: See `StableDiffusion.extract`.
+    """
+    family = layout.family
+    states, pooled = batch.get("states"), batch.get("pooled")
+    if states is None:
+        found = [states_of(parts[name], batch[_ids(name)], family) for name in family.text_encoders]
+        states, pooled = join_states(found, family, _text_width(layout), batch.get("t5_states"))
+    denoiser, sample, time = parts[family.denoiser], batch["sample"], batch["time"]
+    if family.name == "sd3":
+        return denoiser(sample, encoder_hidden_states=states, pooled_projections=pooled, timestep=time).sample
+    added = {"text_embeds": pooled, "time_ids": batch["time_ids"]} if family.name == "sdxl" else None
+    return denoiser(sample, time, encoder_hidden_states=states, added_cond_kwargs=added).sample
+
+
+def _text_width(layout: Layout) -> int:
+    config = layout.configs[layout.family.denoiser]
+    return int(config.get("joint_attention_dim", config.get("cross_attention_dim", 0)))
 
 
 def _network(layout: Layout, tune: Tuned, changes: Mapping[str, Any]) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from peft_modal.errors import WeightsError, nearest
+from peft_modal.errors import PeftModalError, WeightsError, nearest
 from peft_modal_diffusion.families import FAMILIES, HUB_NAMES, SIZES, Family
 
 NANO = "nano"
@@ -134,10 +134,35 @@ def open_part(layout: Layout, component: str, class_name: str, *, library: str =
     cls = getattr(importlib.import_module(library), class_name)
     options: dict[str, Any] = {"subfolder": component}
     if hasattr(cls, "load_state_dict"):
-        options |= {"use_safetensors": True}
-        options["torch_dtype" if library == "diffusers" else "dtype"] = torch.float32
+        options |= {"use_safetensors": True, "dtype": torch.float32}
     with opened(layout.source, component):
         return cls.from_pretrained(layout.source, **options)
+
+
+def open_pipeline(layout: Layout, *, dtype: torch.dtype = torch.float32, **parts: Any) -> Any:  # noqa: ANN401
+    """The pipeline as diffusers itself opens it.
+
+    Args:
+        layout: Where it lies.
+        dtype: Type of its weights.
+        parts: Components that stand in for its own; None leaves one out.
+
+    Raises:
+        WeightsError: The denoiser has nothing around it, or a component is missing or corrupt.
+    """
+    import diffusers
+
+    if not layout.source:
+        raise WeightsError("a denoiser of a size for measuring has no pipeline around it; choose other weights")
+    cls = getattr(diffusers, layout.family.pipeline)
+    with opened(layout.source, layout.family.pipeline):
+        index = cls.load_config(layout.source)
+        t5 = layout.family.t5
+        # What a pipeline may lack has to be said, or it is missed.
+        absent = (
+            {name: None for name in (t5, t5.replace("text_encoder", "tokenizer")) if name not in index} if t5 else {}
+        )
+        return cls.from_pretrained(layout.source, dtype=dtype, use_safetensors=True, **{**absent, **parts})
 
 
 @contextmanager
@@ -147,10 +172,47 @@ def opened(source: str, component: str) -> Iterator[None]:
     Raises:
         WeightsError: Always in place of what was raised.
     """
+    is_local = Path(source).expanduser().is_dir()  # downloads show how far they are
+    with (
+        in_one_sentence(f"backbone.weights: '{component}' of '{source}' cannot be opened", WeightsError),
+        quiet() if is_local else nullcontext(),
+    ):
+        yield
+
+
+@contextmanager
+def in_one_sentence(sentence: str, kind: type[PeftModalError]) -> Iterator[None]:
+    """Put a sentence before the first line of what the libraries raise.
+
+    Raises:
+        PeftModalError: `kind`, in place of what was raised.
+    """
     from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except PeftModalError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, SafetensorError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise WeightsError(f"backbone.weights: '{component}' of '{source}' cannot be opened: {first}") from error
+        raise kind(f"{sentence}: {first}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and advice of the libraries inside."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, (verbosity, shows) in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+            if shows:
+                library.enable_progress_bar()
