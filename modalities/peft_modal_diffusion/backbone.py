@@ -204,10 +204,9 @@ class StableDiffusion(Backbone):
                 f"a denoiser of a size for measuring has no pipeline around it, so '{path}' cannot be written"
             )
         dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
-        own = {name: copy.deepcopy(part).to(dtype) for name, part in self.network.named_children()}
-        pipeline = open_pipeline(self.layout, dtype=dtype, **own)
         with making_folder(path) as folder, quiet():
-            pipeline.save_pretrained(folder)
+            own = {name: copy.deepcopy(part).to(dtype) for name, part in self.network.named_children()}
+            open_pipeline(self.layout, dtype=dtype, **own).save_pretrained(folder)
 
     def blocks_for_checkpointing(self, *, enabled: bool) -> None:
         """Compute blocks again during backward instead of keeping their activations."""

@@ -158,10 +158,9 @@ def open_pipeline(layout: Layout, *, dtype: torch.dtype = torch.float32, **parts
     with opened(layout.source, layout.family.pipeline):
         index = cls.load_config(layout.source)
         t5 = layout.family.t5
-        # What a pipeline may lack has to be said, or it is missed.
-        absent = (
-            {name: None for name in (t5, t5.replace("text_encoder", "tokenizer")) if name not in index} if t5 else {}
-        )
+        optional = (t5, t5.replace("text_encoder", "tokenizer")) if t5 else ()
+        # What such a pipeline lacks has to be said, or it is missed.
+        absent = {name: None for name in optional if not any(index.get(name) or ())}
         return cls.from_pretrained(layout.source, dtype=dtype, use_safetensors=True, **{**absent, **parts})
 
 

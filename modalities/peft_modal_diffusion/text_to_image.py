@@ -301,7 +301,8 @@ class TextToImage(Task):
 
 
 def _device() -> torch.device:
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device or torch.device("cpu")
 
 
 def _normal(shape: torch.Size, generators: list[Generator] | None) -> Tensor:

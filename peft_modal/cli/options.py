@@ -204,9 +204,12 @@ VERBS: Final = tuple(_VERBS)
 
 
 def _finite(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not math.isfinite(value):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"'{text}' is no number")
     return value
 
 
@@ -216,8 +219,8 @@ def _weighted(text: str) -> tuple[Path, float | None]:
     if colon and not Path(text).exists():
         try:
             return Path(file), _finite(weight)
-        except ValueError:
-            pass
+        except argparse.ArgumentTypeError:
+            pass  # a path that is not there, which is said when it is opened
     return Path(text), None
 
 

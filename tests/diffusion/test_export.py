@@ -3,52 +3,115 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
-from diffusion_adapters import save_toy_adapter
+from diffusion_adapters import GUIDANCE, PROMPTS, attach_toy, our_pictures, save_toy_adapter, toy_config
 from numeric import assert_close
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from toy_pipeline import open_plain
 
-from peft_modal.api import load
+from peft_modal.api import Exported, Model, load
 from peft_modal.cli.main import main
-from peft_modal.errors import RegistryError
+from peft_modal.compose import Composed
+from peft_modal.errors import ConfigError, FileFormatError, RegistryError
+from peft_modal.hf.importing import import_lora
+from peft_modal.methods.base import Method
+from peft_modal.methods.full import Full
+from peft_modal.methods.hf import HF
+from peft_modal.methods.lora import LoRA
+from peft_modal.methods.ssf import SSF
 from peft_modal.registry import Entry, Flag, Plugin, Registry
 from peft_modal_diffusion import exporting
+from peft_modal_diffusion.backbone import StableDiffusion, Tuned
+from peft_modal_diffusion.exporting import export_diffusers, export_kohya
+from peft_modal_diffusion.importing import read_lora_file
 
-ATTENTION = {"name": "lora", "rank": 2, "alpha": 3.0, "sites": ["attn", "cross", "context"]}
-EVERYTHING = {
-    "name": "lora", "rank": 2, "alpha": 5.0,
-    "sites": {"roles": ["attn", "cross", "mlp", "conv", "proj", "time", "context", "mod", "embed"],
-              "path": r"^(?!.*(bias|norm|token_embedding|position_embedding))"},
-}  # fmt: skip
-DORA = {"name": "hf", "tuner": "dora", "sites": ["attn", "mlp"], "config": {"r": 2, "lora_alpha": 3}}
+ROLES = ("attn", "cross", "mlp", "conv", "proj", "time", "context", "mod", "embed")
+EVERYTHING = {"roles": [*ROLES], "path": r"^(?!.*(bias|norm|token_embedding|position_embedding))"}
+"""Every linear and convolution."""
 
-CASES = {
-    "sd-all": ("toy", EVERYTHING, "denoiser_and_text"),
-    "sdxl-all": ("toy_xl", EVERYTHING, "denoiser_and_text"),
-    "sdxl-attention": ("toy_xl", ATTENTION, "denoiser"),
-    "sd3-all": ("toy_sd3", EVERYTHING, "denoiser_and_text"),
-    "sd-dora": ("toy", DORA, "denoiser_and_text"),
+CASES: Mapping[str, tuple[str, Tuned, Method]] = {
+    "sd": ("toy", "denoiser_and_text", LoRA(sites=EVERYTHING, rank=2, alpha=5.0)),
+    "sdxl": ("toy_xl", "denoiser_and_text", LoRA(sites=EVERYTHING, rank=2, alpha=5.0)),
+    "sd3": ("toy_sd3", "denoiser_and_text", LoRA(sites=EVERYTHING, rank=2, alpha=5.0)),
+    "dora": ("toy", "denoiser_and_text", HF(tuner="dora", sites=["attn", "mlp"], config={"r": 2, "lora_alpha": 3})),
 }
 
 
-@pytest.fixture
-def adapter_of(tmp_path: Path, toy_folders: Callable[[str], Path]) -> Callable[..., Path]:
-    def make(size: str, method: Mapping[str, Any], tune: str = "denoiser", **data: Any) -> Path:
-        return save_toy_adapter(tmp_path / "adapter.safetensors", toy_folders(size), method, tune=tune, **data)
+@dataclass(frozen=True)
+class Case:
+    """An adapter, what it draws, and its files."""
+
+    pipeline: Path
+    model: Model
+    expected: Tensor
+    folder: Path
+
+    @property
+    def diffusers(self) -> Path:
+        return self.folder / "pytorch_lora_weights.safetensors"
+
+    @property
+    def kohya(self) -> Path:
+        return self.folder / "lora.safetensors"
+
+    def drawn_with(self, file: Path) -> Tensor:
+        """What diffusers alone draws with a file."""
+        pipeline = open_plain(self.pipeline)
+        pipeline.load_lora_weights(file.parent, weight_name=file.name)
+        return pictures(pipeline)
+
+
+def pictures(pipeline: Any) -> Tensor:
+    """The counterpart of `our_pictures`."""
+    return pipeline(
+        prompt=[*PROMPTS], num_inference_steps=2, guidance_scale=GUIDANCE, output_type="pt",
+        generator=[torch.Generator().manual_seed(seed) for seed in (0, 1)],
+    ).images  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def composed(toy_folders: Callable[[str], Path]) -> Composed:
+    return toy_config(toy_folders("toy"), {"name": "lora"})
+
+
+@pytest.fixture(scope="module")
+def loaded(toy_folders: Callable[[str], Path]) -> Callable[[str, Tuned], StableDiffusion]:
+    @cache
+    def load_once(size: str, tune: Tuned) -> StableDiffusion:
+        backbone = StableDiffusion(weights=str(toy_folders(size)), tune=tune)
+        backbone.load_weights()
+        return backbone
+
+    return load_once
+
+
+@pytest.fixture(scope="module")
+def case_of(
+    toy_folders: Callable[[str], Path], composed: Composed, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Case]:
+    @cache
+    def make(name: str) -> Case:
+        size, tune, method = CASES[name]
+        backbone = StableDiffusion(weights=str(toy_folders(size)), tune=tune)
+        backbone.load_weights()
+        model = attach_toy(backbone, method, composed)
+        folder = tmp_path_factory.mktemp(name)
+        export_diffusers(model, folder)
+        if name in {"sd", "sdxl"}:
+            export_kohya(model, folder)
+        return Case(toy_folders(size), model, our_pictures(backbone), folder)
 
     return make
-
-
-def export(adapter: Path, layout: str, out: Path) -> int:
-    return main(["export", "--adapter", str(adapter), "--format", layout, "--out", str(out)])
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
@@ -58,87 +121,55 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
-def plain_pipeline(folder: Path) -> Any:
-    absent = {"text_encoder_3": None, "tokenizer_3": None} if "sd3" in folder.name else {}
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **absent)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+# Export
 
 
-def pictures(pipeline: Any) -> Tensor:
-    """Two steps with guidance, through text encoders, denoiser and autoencoder."""
-    return pipeline(
-        prompt=["a red cat", "sks dog"], num_inference_steps=2, guidance_scale=3.0, output_type="pt",
-        generator=[torch.Generator().manual_seed(seed) for seed in (0, 1)],
-    ).images  # fmt: skip
+@pytest.mark.parametrize("name", CASES)
+def test_diffusers_draws_the_same_with_its_own_layout(name: str, case_of: Callable[[str], Case]) -> None:
+    case = case_of(name)
+    for adapter in case.model.backbone.adapters.values():
+        adapter.enable(on=False)
+    untouched = our_pictures(case.model.backbone)  # type: ignore[arg-type]
+    for adapter in case.model.backbone.adapters.values():
+        adapter.enable(on=True)
+
+    assert (untouched - case.expected).abs().max() > 0.01
+    assert_close(case.drawn_with(case.diffusers), case.expected, tolerance=1e-5)
 
 
-def ours(adapter: Path) -> Tensor:
-    from peft_modal_diffusion.generation import Sampling, generate
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_diffusers_draws_the_same_with_the_layout_of_kohya(name: str, case_of: Callable[[str], Case]) -> None:
+    case = case_of(name)
+    assert_close(case.drawn_with(case.kohya), case.expected, tolerance=1e-5)
 
-    return generate(load(adapter).backbone, ["a red cat", "sks dog"], [0, 1], Sampling(steps=2, guidance=3.0))
 
-
-@pytest.mark.parametrize("case", CASES)
-def test_diffusers_loads_its_own_layout_to_the_same_pictures(
-    case: str, adapter_of: Callable[..., Path], toy_folders: Callable[[str], Path], tmp_path: Path
+def test_the_strength_is_the_same_for_readers_without_the_header(
+    case_of: Callable[[str], Case], tmp_path: Path
 ) -> None:
-    size, method, tune = CASES[case]
-    adapter = adapter_of(size, method, tune)
-    assert export(adapter, "diffusers", tmp_path / "out") == 0
-
-    pipeline = plain_pipeline(toy_folders(size))
-    untouched = pictures(pipeline)
-    pipeline.load_lora_weights(tmp_path / "out")
-    expected = ours(adapter)
-    assert (untouched - expected).abs().max() > 0.01
-    assert_close(pictures(pipeline), expected, tolerance=5e-6)
-
-
-@pytest.mark.parametrize("case", ["sd-all", "sdxl-all", "sdxl-attention"])
-def test_diffusers_loads_the_layout_of_kohya_to_the_same_pictures(
-    case: str, adapter_of: Callable[..., Path], toy_folders: Callable[[str], Path], tmp_path: Path
-) -> None:
-    size, method, tune = CASES[case]
-    adapter = adapter_of(size, method, tune)
-    assert export(adapter, "kohya", tmp_path / "mine.safetensors") == 0
-
-    pipeline = plain_pipeline(toy_folders(size))
-    pipeline.load_lora_weights(tmp_path, weight_name="mine.safetensors")
-    assert_close(pictures(pipeline), ours(adapter), tolerance=5e-6)
+    case = case_of("sd")
+    save_file(load_file(case.diffusers), tmp_path / "bare.safetensors")
+    assert_close(case.drawn_with(tmp_path / "bare.safetensors"), case.expected, tolerance=1e-5)
 
 
 def test_one_forward_of_the_denoiser_agrees_to_rounding(
-    adapter_of: Callable[..., Path], toy_folders: Callable[[str], Path], tmp_path: Path
+    loaded: Callable[[str, Tuned], StableDiffusion], composed: Composed, tmp_path: Path
 ) -> None:
-    adapter = adapter_of("toy", ATTENTION)
-    backbone = load(adapter).backbone
+    backbone = loaded("toy", "denoiser")
+    model = attach_toy(backbone, LoRA(sites=["attn", "cross"], rank=2, alpha=3.0), composed)
     batch = backbone.example_batch(2)
-    for layout in ("diffusers", "kohya"):
-        assert export(adapter, layout, tmp_path / f"{layout}.safetensors") == 0
-        pipeline = plain_pipeline(toy_folders("toy"))
-        pipeline.load_lora_weights(tmp_path, weight_name=f"{layout}.safetensors")
+    for write in (export_diffusers, export_kohya):
+        file = tmp_path / f"{write.__name__}.safetensors"
+        assert write(model, file).files == (file,)
+        pipeline = open_plain(Path(backbone.weights))
+        pipeline.load_lora_weights(tmp_path, weight_name=file.name)
         with torch.no_grad():
             found = pipeline.unet(batch["sample"], batch["time"], encoder_hidden_states=batch["states"]).sample
             expected = backbone(batch).tokens
         assert_close(found, expected, tolerance=1e-6)
 
 
-def test_the_strength_is_the_same_for_readers_without_the_header(
-    adapter_of: Callable[..., Path], toy_folders: Callable[[str], Path], tmp_path: Path
-) -> None:
-    adapter = adapter_of("toy", EVERYTHING, "denoiser_and_text")
-    assert export(adapter, "diffusers", tmp_path / "out") == 0
-    save_file(load_file(tmp_path / "out/pytorch_lora_weights.safetensors"), tmp_path / "bare.safetensors")
-
-    pipeline = plain_pipeline(toy_folders("toy"))
-    pipeline.load_lora_weights(tmp_path, weight_name="bare.safetensors")
-    assert_close(pictures(pipeline), ours(adapter), tolerance=5e-6)
-
-
-def test_keys_and_header_of_diffusers(adapter_of: Callable[..., Path], tmp_path: Path) -> None:
-    assert export(adapter_of("toy", ATTENTION, "denoiser_and_text"), "diffusers", tmp_path / "out") == 0
-    with safe_open(tmp_path / "out/pytorch_lora_weights.safetensors", framework="pt") as file:
+def test_keys_and_header_of_diffusers(case_of: Callable[[str], Case]) -> None:
+    with safe_open(case_of("sd").diffusers, framework="pt") as file:
         keys, header = set(file.keys()), json.loads(file.metadata()["lora_adapter_metadata"])
 
     place = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"
@@ -148,10 +179,9 @@ def test_keys_and_header_of_diffusers(adapter_of: Callable[..., Path], tmp_path:
     assert (header["unet.r"], header["unet.lora_alpha"], header["text_encoder.r"]) == (2, 2.0, 2)
 
 
-def test_keys_alphas_and_header_of_kohya(adapter_of: Callable[..., Path], tmp_path: Path) -> None:
-    assert export(adapter_of("toy_xl", EVERYTHING, "denoiser_and_text"), "kohya", tmp_path) == 0
-    tensors = load_file(tmp_path / "lora.safetensors")
-    with safe_open(tmp_path / "lora.safetensors", framework="pt") as file:
+def test_keys_alphas_and_header_of_kohya(case_of: Callable[[str], Case]) -> None:
+    tensors = load_file(case_of("sdxl").kohya)
+    with safe_open(case_of("sdxl").kohya, framework="pt") as file:
         header = file.metadata()
 
     assert tensors["lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight"].shape == (2, 8, 3, 3)
@@ -165,43 +195,136 @@ def test_keys_alphas_and_header_of_kohya(adapter_of: Callable[..., Path], tmp_pa
     assert header["ss_base_model_version"] == "sdxl_base_v1-0"
     assert header["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
     assert header["modelspec.resolution"] == "16x16"
+    assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha" in load_file(case_of("sd").kohya)
 
 
 def test_a_file_that_computes_something_else_is_not_written(
-    adapter_of: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    loaded: Callable[[str, Tuned], StableDiffusion], composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "_unscaled", lambda pair: pair)  # the scale is lost, the header says it all the same
-    monkeypatch.setattr(exporting, "lora_settings", lambda pairs, names: {"r": 2, "lora_alpha": 2, "target_modules": [*pairs]})
+    model = attach_toy(loaded("toy", "denoiser"), LoRA(sites=["attn"], rank=2, alpha=3.0), composed)
+    scaled = exporting._unscaled
+    monkeypatch.setattr(exporting, "_unscaled", lambda pair: replace(scaled(pair), up=pair.up))  # the scale is lost
 
-    assert export(adapter_of("toy", ATTENTION), "diffusers", tmp_path / "out") == 2
-    assert "does not compute what the adapter computes, so it was not written" in error_of(capsys)
+    with pytest.raises(FileFormatError, match="does not compute what the adapter computes, so it was not written"):
+        export_diffusers(model, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(
-    ("size", "method", "layout", "sentence"),
+    ("size", "method", "write", "sentence"),
     [
-        ("toy", {"name": "full"}, "diffusers", "`merge` writes a complete pipeline"),
-        ("toy", {"name": "bitfit"}, "kohya", "`merge` writes a complete pipeline"),
-        ("toy", DORA, "kohya", "use --format diffusers, or merge"),
-        ("toy_sd3", ATTENTION, "kohya", "use --format diffusers, which ComfyUI reads, too"),
+        ("toy", Full(), export_diffusers, "`merge` writes a complete pipeline"),
+        ("toy", Full(), export_kohya, "`merge` writes a complete pipeline"),
+        ("toy", SSF(sites=["mlp"]), export_diffusers, "`merge` writes a complete pipeline"),
+        ("toy", HF(tuner="dora", sites=["attn"], config={"r": 2}), export_kohya, "use --format diffusers, or merge"),
+        ("toy_sd3", LoRA(), export_kohya, "use --format diffusers, which ComfyUI reads, too"),
     ],
-    ids=["full", "bitfit", "dora", "sd3"],
+    ids=["full", "full-kohya", "ssf", "dora-kohya", "sd3-kohya"],
 )
 def test_what_a_layout_has_no_place_for_is_refused_in_one_sentence(
-    size: str, method: Mapping[str, Any], layout: str, sentence: str, adapter_of: Callable[..., Path], tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    size: str, method: Method, write: Callable[..., Exported], sentence: str, composed: Composed, tmp_path: Path,
+    loaded: Callable[[str, Tuned], StableDiffusion],
 ) -> None:  # fmt: skip
-    assert export(adapter_of(size, method), layout, tmp_path / "out") == 2
-    assert sentence in error_of(capsys)
+    model = attach_toy(loaded(size, "denoiser"), method, composed)
+    with pytest.raises(FileFormatError, match=re.escape(sentence)):
+        write(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
+def test_random_weights_fit_no_pipeline_of_anyone_else(composed: Composed, tmp_path: Path) -> None:
+    model = attach_toy(StableDiffusion(weights="random", architecture="toy"), LoRA(rank=2), composed)
+    with pytest.raises(ConfigError, match="an adapter of random weights fits no pipeline"):
+        export_diffusers(model, tmp_path)
+
+
+# Import
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("sd", "diffusers"), ("sd", "kohya"), ("sdxl", "kohya"), ("sd3", "diffusers"),
+                         ("dora", "diffusers")],
+)  # fmt: skip
+def test_a_file_comes_back_as_a_method_that_draws_the_same(
+    name: str, layout: str, case_of: Callable[[str], Case], loaded: Callable[[str, Tuned], StableDiffusion]
+) -> None:
+    case = case_of(name)
+    size, tune, _ = CASES[name]
+    backbone = loaded(size, tune)
+    for adapter in list(backbone.adapters.values()):
+        adapter.detach()
+    found = import_lora(read_lora_file(getattr(case, layout), backbone), backbone)
+    arguments = {key: value for key, value in found.method.items() if key != "name"}
+    method = HF(**arguments) if found.method["name"] == "hf" else LoRA(**arguments)
+    method.attach(backbone).load(found.tensors)
+
+    assert isinstance(method, HF if name == "dora" else LoRA)
+    assert_close(our_pictures(backbone), case.expected, tolerance=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        ("tune", ConfigError, "adapts the text encoder, too; import it with --backbone.tune=denoiser_and_text"),
+        ("other", FileFormatError, "as a LoRA of this network"),
+        ("dora_scale", FileFormatError, "`dora_scale`"),
+        ("pickle", FileFormatError, "pickles (.bin, .pt) are never opened"),
+        ("tensors", FileFormatError, "is no LoRA"),
+        ("damaged", FileFormatError, "no readable safetensors file"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(
+    change: str, error: type[Exception], sentence: str, case_of: Callable[[str], Case], tmp_path: Path,
+    loaded: Callable[[str, Tuned], StableDiffusion],
+) -> None:  # fmt: skip
+    case = case_of("sd")
+    file = case.kohya if change == "dora_scale" else case.diffusers
+    size, tune = ("toy_xl", "denoiser_and_text") if change == "other" else ("toy", "denoiser_and_text")
+    match change:
+        case "tune":
+            tune = "denoiser"
+        case "dora_scale":
+            tensors = {**load_file(file), "lora_unet_conv_in.dora_scale": torch.ones(8, 1)}
+            file = tmp_path / "lora.safetensors"
+            save_file(tensors, file)
+        case "pickle":
+            file = tmp_path / "lora.bin"
+            file.write_bytes(b"")
+        case "tensors":
+            file = tmp_path / "lora.safetensors"
+            save_file({"weight": torch.ones(2)}, file)
+        case "damaged":
+            content = file.read_bytes()
+            file = tmp_path / "lora.safetensors"
+            file.write_bytes(content[: len(content) // 2])
+
+    with pytest.raises(error, match=re.escape(sentence)):
+        read_lora_file(file, loaded(size, tune))  # type: ignore[arg-type]
+
+
+# Command line
+
+
+def test_export_and_import_through_the_command_line(
+    toy_folders: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = {"name": "lora", "rank": 2, "alpha": 3.0}
+    adapter = save_toy_adapter(tmp_path / "a.safetensors", toy_config(toy_folders("toy"), method))
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(load(adapter).composed.to_dict()))
+    lora, back = tmp_path / "lora.safetensors", tmp_path / "back.safetensors"
+    capsys.readouterr()
+
+    assert main(["export", "--adapter", str(adapter), "--format", "kohya", "--out", str(lora), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["files"] == [str(lora)]
+    assert "checked with diffusers" in captured.out
+    assert not captured.err
+    assert main(["import", "--config", str(settings), "--input", str(lora), "--out", str(back)]) == 0
+    assert_close(our_pictures(load(back).backbone), our_pictures(load(adapter).backbone), tolerance=1e-5)  # type: ignore[arg-type]
+
+
 def test_an_unknown_format_gives_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert export(tmp_path / "absent.safetensors", "difusers", tmp_path / "out") == 2
+    assert main(["export", "--adapter", "absent", "--format", "difusers", "--out", str(tmp_path)]) == 2
     assert "unknown format 'difusers'; did you mean 'diffusers'?" in error_of(capsys)
 
 
@@ -219,8 +342,8 @@ def plugin(name: str, **fields: Any) -> Plugin:
 def test_a_format_belongs_to_its_modality_and_the_core_s_to_all() -> None:
     entry = Entry("peft_modal.cli.export:export_peft")
     registry = Registry.from_plugins([
-        (plugin("smell", exporters={"nose": entry}), "a"), (Plugin("base", modality="", exporters={"plain": entry}), "b"),
-        (plugin("sound"), "c"),
+        (plugin("smell", exporters={"nose": entry}), "a"), (plugin("sound"), "c"),
+        (Plugin("base", modality="", exporters={"plain": entry}), "b"),
     ])  # fmt: skip
 
     assert set(registry.formats("smell")) == {"nose", "plain"}
@@ -246,66 +369,3 @@ def test_a_format_belongs_to_its_modality_and_the_core_s_to_all() -> None:
 def test_a_plugin_that_declares_something_unusable_is_broken(fields: dict[str, Any], reason: str) -> None:
     registry = Registry.from_plugins([(plugin("smell", **fields), "a")])
     assert reason in registry.broken[0].reason
-
-
-# Import
-
-
-@pytest.mark.parametrize(
-    ("case", "layout"),
-    [("sd-all", "diffusers"), ("sd-all", "kohya"), ("sdxl-all", "kohya"), ("sd3-all", "diffusers"),
-     ("sd-dora", "diffusers")],
-)  # fmt: skip
-def test_a_file_comes_back_as_an_adapter_with_the_same_pictures(
-    case: str, layout: str, adapter_of: Callable[..., Path], toy_folders: Callable[[str], Path], tmp_path: Path
-) -> None:
-    size, method, tune = CASES[case]
-    adapter = adapter_of(size, method, tune)
-    assert export(adapter, layout, tmp_path / "lora.safetensors") == 0
-    settings = tmp_path / "settings.yaml"
-    settings.write_text(json.dumps(load(adapter).composed.to_dict()))
-    arguments = ["import", "--config", str(settings), "--input", str(tmp_path / "lora.safetensors")]
-
-    assert main([*arguments, "--out", str(tmp_path / "back.safetensors")]) == 0
-    back = load(tmp_path / "back.safetensors")
-    assert back.composed.nodes["method"].name == ("hf" if method is DORA else "lora")
-    assert_close(ours(tmp_path / "back.safetensors"), ours(adapter), tolerance=5e-6)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ("tune", "adapts the text encoder, too; import it with --backbone.tune=denoiser_and_text"),
-        ("other", "as a LoRA of this network"),
-        ("dora_scale", "`dora_scale`"),
-        ("pickle", "pickles (.bin, .pt) are never opened"),
-        ("tensors", "is no LoRA"),
-    ],
-)
-def test_a_file_that_does_not_fit_is_refused_in_one_sentence(
-    change: str, sentence: str, adapter_of: Callable[..., Path], toy_folders: Callable[[str], Path], tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    adapter = adapter_of("toy", EVERYTHING, "denoiser_and_text")
-    config = load(adapter).composed.to_dict()
-    file = tmp_path / "lora.safetensors"
-    assert export(adapter, "kohya" if change == "dora_scale" else "diffusers", file) == 0
-    capsys.readouterr()
-    match change:
-        case "tune":
-            config["backbone"]["tune"] = "denoiser"
-        case "other":
-            config["backbone"]["weights"] = str(toy_folders("toy_xl"))
-        case "dora_scale":
-            save_file({**load_file(file), "lora_unet_conv_in.dora_scale": torch.ones(8, 1)}, file)
-        case "pickle":
-            file = file.rename(tmp_path / "lora.bin")
-        case "tensors":
-            save_file({"weight": torch.ones(2)}, file)
-    settings = tmp_path / "settings.yaml"
-    settings.write_text(json.dumps(config))
-
-    out = tmp_path / "back.safetensors"
-    assert main(["import", "--config", str(settings), "--input", str(file), "--out", str(out)]) == 2
-    assert sentence in error_of(capsys)
-    assert not out.exists()
