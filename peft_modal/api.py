@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter
@@ -107,9 +107,7 @@ def load(path: str | Path, *, weight: float | None = None) -> Model:
             f"fingerprint {header.fingerprint[:12]} there, {found[:12]} here; "
             "get the same backbone weights, or train again"
         )
-    load_tensors(model.adapter, model.head, tensors)
-    if weight is not None:
-        model.adapter.weight = weight
+    _fill(model.adapter, model.head, tensors, weight)
     model.header = header
     return model.eval()
 
@@ -144,10 +142,14 @@ def load_stack(files: Sequence[tuple[str | Path, float | None]]) -> Model:
             )
         generator = torch.Generator().manual_seed(composed.seed)
         adapter = composed.nodes["method"].build().attach(model.backbone, name=f"stacked{number}", generator=generator)
-        adapter.load(tensors)
-        if other_weight is not None:
-            adapter.weight = other_weight
+        _fill(adapter, nn.Identity(), tensors, other_weight)
     return model.eval()
+
+
+def _fill(adapter: Adapter, head: nn.Module, tensors: Mapping[str, Tensor], weight: float | None) -> None:
+    load_tensors(adapter, head, tensors)
+    if weight is not None:
+        adapter.weight = weight
 
 
 def _weights(composed: Composed) -> str:

@@ -94,8 +94,10 @@ def the_error(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["fit", "--help"], ["list"], ["list", "--json"], ["--method.help"], ["--version"]]
-)
+    "arguments",
+    [[], ["--help"], ["fit", "--help"], ["predict", "--help"], ["list"], ["list", "--json"], ["--method.help"],
+     ["--version"]],
+)  # fmt: skip
 def test_help_and_list_import_neither_torch_nor_lightning(tmp_path: Path, arguments: list[str]) -> None:
     code = (
         "import sys; from peft_modal.cli.main import main; "

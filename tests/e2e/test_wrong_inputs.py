@@ -286,6 +286,14 @@ CASES = [
          says=("broken.npy", "NaN")),
     case("predict-into-a-file", "predict", "--adapter", ADAPTER, "--input", "good", "--out", "a_file",
          says=("a_file", "cannot be written")),
+    case("predict-on-no-input", "predict", "--adapter", ADAPTER, "--out", "out",
+         says=("--input PATH is missing: this adapter predicts on files",)),
+    case("predict-with-another-s-flag", "predict", "--adapter", ADAPTER, "--prompt", "a cat", "--out", "out",
+         says=("--prompt: it is for adapters of modality 'diffusion', and this one is of 'pointcloud'",)),
+    case("export-in-another-s-format", "export", "--adapter", ADAPTER, "--format", "kohya", "--out", "out",
+         says=("no format 'kohya' for modality 'pointcloud'; known: peft",)),
+    case("stack-heads", "predict", "--adapter", ADAPTER, "--adapter", f"{ADAPTER}:0.5", "--input", "good",
+         "--out", "out", says=("has a head of its own",)),
     case("list-unknown-kind", "list", "method", says=("unknown kind 'method'; did you mean 'methods'",)),
 ]  # fmt: skip
 
