@@ -161,6 +161,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, document
 
 
+def is_own(path: Path) -> bool:
+    """Whether a safetensors file is one that `write_tensors` wrote.
+
+    Raises:
+        FileFormatError: The file is missing or no safetensors file.
+    """
+    with _opened(path) as file:
+        return _KEY in (file.metadata() or {})
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:  # safetensors types none of its methods
     if not path.is_file():

@@ -1,10 +1,11 @@
-"""Backbone weights out of a file that `merge` has written, strictly."""
+"""Backbone weights into a network, strictly."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from peft_modal.errors import WeightsError
 from peft_modal.files import read_tensors
@@ -26,7 +27,20 @@ def load_network(network: nn.Module, path: str | Path) -> None:
         raise WeightsError(
             f"backbone.weights: '{path}' is neither a name that this backbone knows nor an existing file"
         )
-    state = read_tensors(file)[0]
+    fill_network(network, read_tensors(file)[0], path)
+
+
+def fill_network(network: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Fill a network with every tensor of a state: all or, where one does not fit, none.
+
+    Args:
+        network: The backbone's network; its tensors keep their type and device.
+        state: Tensors under the network's own names, in any floating-point type.
+        path: Where they come from.
+
+    Raises:
+        WeightsError: It is of another architecture.
+    """
     own = network.state_dict()
     problems = [f"no '{name}'" for name in own if name not in state]
     problems += [f"an unknown '{name}'" for name in state if name not in own]

@@ -10,6 +10,7 @@ PLUGIN: Final = Plugin(
     name="heads",
     modality="",
     heads={
+        "identity": Entry("peft_modal_heads.identity:Identity", summary="The backbone's tokens as they are."),
         "linear": Entry(
             "peft_modal_heads.linear:LinearHead", summary="Pooled features, optional BatchNorm, one linear."
         ),

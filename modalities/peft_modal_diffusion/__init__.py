@@ -1,1 +1,1 @@
-"""Stable Diffusion on your own images: captioned and subject folders, buckets of shapes, caches of latents."""
+"""Diffusion: fine-tuning of Stable Diffusion on images of your own."""

@@ -71,13 +71,14 @@ def damaged_checkpoint(path: Path) -> str:
 
 
 def read_tensors_of(path: Path) -> dict[str, Tensor]:
-    """What a checkpoint of ours holds of adapter and head.
+    """What a checkpoint of ours holds of adapter and head, averaged where the run averages.
 
     Raises:
         FileFormatError: It is missing or damaged.
     """
     try:
-        state: dict[str, Tensor] = TorchCheckpointIO().load_checkpoint(undamaged(path), weights_only=True)["state_dict"]
+        checkpoint = TorchCheckpointIO().load_checkpoint(undamaged(path), weights_only=True)
     except RuntimeError as error:
         raise FileFormatError(damaged_checkpoint(path)) from error
-    return state
+    state: dict[str, Tensor] = checkpoint["state_dict"]
+    return {**state, **checkpoint.get("average", {}).get("values", {})}

@@ -16,6 +16,7 @@ from peft_modal.data.seeding import seeded
 from peft_modal.errors import ConfigError, TrainingError
 from peft_modal.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from peft_modal.report import Collector, Section
+from peft_modal.tasks.averaging import MovingAverage
 from peft_modal.tasks.clipping import FrozenGradients
 from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups
 from peft_modal.tasks.tensors import load_tensors, tensors_of
@@ -37,7 +38,8 @@ class Task(LightningModule):
         backbone: Frozen network with its anatomy; supplied by the program.
         adapter: What a method attached to it; supplied by the program.
         head: Features to predictions; supplied by the program.
-        lr: Learning rate of AdamW (betas 0.9, 0.999).
+        lr: Learning rate of AdamW.
+        betas: Its decay rates of the gradient's mean and of its square.
         weight_decay: Decay of tensors with two and more axes.
         warmup_share: Share of the run's steps with a linearly growing learning rate.
         min_lr_share: Share of the learning rate that the cosine ends at.
@@ -48,6 +50,11 @@ class Task(LightningModule):
             of equals. Test data never decides.
         patience: Stop after this many validations in a row without a better one; null trains to the end. The learning
             rate follows its schedule over the whole run either way.
+        ema_decay: Average what is trained over steps with this decay (0.999, say), and validate and save the average;
+            null saves what the last step left.
+
+    Raises:
+        ConfigError: A decay rate is 1.
     """
 
     selection: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/loss", "min")
@@ -63,6 +70,7 @@ class Task(LightningModule):
         head: nn.Module,
         *,
         lr: NonNegativeFloat = 5e-4,
+        betas: tuple[Share, Share] = (0.9, 0.999),
         weight_decay: NonNegativeFloat = 0.05,
         warmup_share: Share = 0.1,
         min_lr_share: Share = 0.002,
@@ -70,12 +78,16 @@ class Task(LightningModule):
         clip_scope: ClipScope = "trainable",
         keep: Keep = "last",
         patience: PositiveInt | None = None,
+        ema_decay: Share | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.adapter = adapter
         self.head = head
+        if max(betas) >= 1:
+            raise ConfigError(f"task.betas: {list(betas)} has a 1, with which nothing is ever forgotten; try 0.999")
         self.lr = lr
+        self.betas = betas
         self.weight_decay = weight_decay
         self.warmup_share = warmup_share
         self.min_lr_share = min_lr_share
@@ -83,6 +95,7 @@ class Task(LightningModule):
         self.clip_scope: ClipScope = clip_scope
         self.keep: Keep = keep
         self.patience = patience
+        self.average = None if ema_decay is None else MovingAverage(ema_decay)
         self._frozen_gradients: FrozenGradients | None = None
         self.strict_loading = False
         self._losses: dict[str, Tensor] = {}
@@ -144,7 +157,7 @@ class Task(LightningModule):
         groups = parameter_groups(self.named_trained(), lr=self.lr, weight_decay=self.weight_decay, no_decay=no_decay)
         if not groups:
             raise TrainingError("nothing is trained: neither the method nor the head has a parameter")
-        optimizer = torch.optim.AdamW(groups)
+        optimizer = torch.optim.AdamW(groups, betas=self.betas)
         schedule = cosine_with_warmup(
             optimizer,
             total_steps=int(self.trainer.estimated_stepping_batches),
@@ -286,6 +299,18 @@ class Task(LightningModule):
         self._losses, self._total, self._batch = {}, None, None
         if self.global_step != self._step:
             self.adapter.events.after_step(self._step)
+            if self.average is not None:
+                self.average.update(self.named_trained())
+
+    def on_validation_start(self) -> None:
+        """Validate the average, where there is one."""
+        if self.average is not None:
+            self.average.put_in_place(self.named_trained())
+
+    def on_validation_end(self) -> None:
+        """Go on with what training made; callbacks, which may keep a state, come before this."""
+        if self.average is not None:
+            self.average.take_out(self.named_trained())
 
     def on_fit_end(self) -> None:
         """Finalise, and refuse a run in which an event that a method waits for never came.
@@ -298,6 +323,9 @@ class Task(LightningModule):
         if self._frozen_gradients is not None:
             self._frozen_gradients.detach()
             self._frozen_gradients = None
+        if self.average is not None and self.keep == "last":
+            self.average.put_in_place(self.named_trained())
+            self.average.keep()
         self.adapter.events.finalise()
         unheard = [event for event in self.adapter.events.unheard() if event != "prepare"]
         if unheard and self._step >= 0:
@@ -310,11 +338,16 @@ class Task(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained."""
         checkpoint["state_dict"] = tensors_of(self.adapter, self.head, training_only=True)
+        if self.average is not None:
+            checkpoint["state_dict"] |= self.average.trained_values()
+            checkpoint["average"] = self.average.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill adapter and head; Lightning then finds nothing left to load."""
         load_tensors(self.adapter, self.head, checkpoint["state_dict"], training_only=True)
         checkpoint["state_dict"] = {}
+        if self.average is not None and "average" in checkpoint:
+            self.average.load(checkpoint["average"])
 
 
 def _size(batch: Mapping[str, Any]) -> int:

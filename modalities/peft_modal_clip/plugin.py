@@ -1,0 +1,32 @@
+"""The CLIP modality as a plugin; imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from peft_modal.registry import Entry, Plugin
+
+PLUGIN: Final = Plugin(
+    name="clip",
+    extra="clip",
+    requires=("open_clip",),
+    backbones={
+        "open_clip": Entry(
+            "peft_modal_clip.backbone:OpenCLIPBackbone",
+            summary="Vision and text transformer of open_clip: the nano, or any ViT model by name, folder or hub id.",
+            paper="Radford et al., CLIP, ICML 2021, arXiv:2103.00020",
+            requires=("open_clip",),
+        ),
+    },
+    data={
+        "drawn_pairs": Entry("peft_modal_clip.data:DrawnPairs", summary="Generated pictures with captions."),
+    },
+    tasks={
+        "contrastive": Entry(
+            "peft_modal_clip.contrastive:Contrastive",
+            summary="Match pictures and captions; measures zero-shot classification.",
+            paper="Radford et al., CLIP, ICML 2021, arXiv:2103.00020",
+            requires=("open_clip",),
+        ),
+    },
+)

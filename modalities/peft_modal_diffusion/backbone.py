@@ -1,0 +1,240 @@
+"""Stable Diffusion as a backbone: the denoiser with its anatomy, and the frozen parts around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from peft_modal.anatomy import AnatomyBuilder, Backbone, Context, Features, FeatureSpec, FrozenMode
+from peft_modal.errors import ConfigError
+from peft_modal_diffusion.anatomy import (
+    describe_joint_transformer,
+    describe_text_encoder,
+    describe_unet,
+    text_layout,
+)
+from peft_modal_diffusion.layout import NANO, Layout, layout_of_size, open_part, read_layout
+from peft_modal_diffusion.surroundings import (
+    Surroundings,
+    join_states,
+    states_of,
+    text_encoder_of,
+    uses_penultimate_only,
+)
+
+Tuned = Literal["denoiser", "denoiser_and_text"]
+
+
+class StableDiffusion(Backbone):
+    """The denoiser of Stable Diffusion 1.x, 2.x, XL and 3.
+
+    Rombach et al., 2022, arXiv:2112.10752; Podell et al., 2023, arXiv:2307.01952; Esser et al., 2024, arXiv:2403.03206.
+
+    `network` holds what a method may act on: the U-Net or transformer, and with `tune: denoiser_and_text` the CLIP text
+    encoders. Autoencoder, tokenizers, scheduler and the other text encoders stay outside of it, in `surroundings`, and
+    are never trained.
+
+    Args:
+        weights: `nano` (shipped), a diffusers pipeline folder, a hub name, or `random`: a random denoiser between the
+            parts of the nano pipeline.
+        tune: What methods may act on.
+        architecture: A published size (`sd15`, `sd2`, `sdxl`, `sd3`), or a toy of each family (`toy`, `toy_xl`,
+            `toy_sd3`, `toy_sd35`), for `random` weights. It has nothing around it: for measuring, not for pictures.
+        denoiser: Changes of the denoiser's configuration, with `random` weights.
+        frozen_mode: See `Backbone`.
+        init_seed: Seed of random weights.
+
+    Raises:
+        ConfigError: `architecture` or `denoiser` is given for weights that have their own.
+        WeightsError: There is no such pipeline, or its family is not supported.
+    """
+
+    modality: ClassVar[str] = "diffusion"
+
+    def __init__(
+        self,
+        *,
+        weights: str = NANO,
+        tune: Tuned = "denoiser",
+        architecture: str | None = None,
+        denoiser: dict[str, Any] | None = None,
+        frozen_mode: FrozenMode = "eval",
+        init_seed: int = 0,
+    ) -> None:
+        if weights != "random" and (architecture or denoiser):
+            key = "architecture" if architecture else "denoiser"
+            raise ConfigError(f"backbone.{key}: '{weights}' has its own sizes; this key goes with weights=random")
+        if weights != "random":
+            layout = read_layout(weights)
+        else:
+            layout = layout_of_size(architecture) if architecture else read_layout(NANO)
+        family = layout.family
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(init_seed)
+            network = _network(layout, tune, denoiser or {})
+        b = AnatomyBuilder(network, stack=family.denoiser)
+        texts = family.text_encoders if tune == "denoiser_and_text" else ()
+        for name in texts:
+            encoder = network.get_submodule(name)
+            describe_text_encoder(b, encoder, name, _stack(name), penultimate=uses_penultimate_only(encoder, family))
+        describe = describe_unet if family.denoiser == "unet" else describe_joint_transformer
+        describe(b, network.get_submodule(family.denoiser), family.denoiser)
+        anatomy = b.build(layouts={_stack(name): text_layout() for name in texts})
+        super().__init__(network, anatomy, frozen_mode=frozen_mode)
+        self.weights = weights
+        self.layout = layout
+        self.tune: Tuned = tune
+        self._texts = texts
+        # Not registered: it is no part of the network that an adapter belongs to.
+        self.__dict__["surroundings"] = Surroundings(layout)
+
+    surroundings: Surroundings
+
+    @classmethod
+    def tiny(cls) -> StableDiffusion:
+        """A U-Net and a text encoder at toy size, both tuned, with random weights and nothing around them."""
+        return cls(weights="random", architecture="toy", tune="denoiser_and_text")
+
+    def load_weights(self) -> None:
+        """Fill the network, and open the parts around it.
+
+        Raises:
+            WeightsError: A part is missing, corrupt, or of another architecture.
+        """
+        family = self.layout.family
+        for name in (*self._texts, family.denoiser):
+            if self.weights == "random" and name == family.denoiser:
+                continue
+            is_denoiser = name == family.denoiser
+            class_name = family.denoiser_class if is_denoiser else self._text_class(name)
+            library = "diffusers" if is_denoiser else "transformers"
+            part = open_part(self.layout, name, class_name, library=library)
+            # Assigned, not copied: the random values are freed one by one.
+            self.network.get_submodule(name).load_state_dict(part.state_dict(), assign=True)
+        self.network.requires_grad_(requires_grad=False)
+        if self.layout.source:
+            own = {name: self.network.get_submodule(name) for name in self._texts}
+            self.surroundings.open(own)
+
+    def _text_class(self, name: str) -> str:
+        return type(self.network.get_submodule(name)).__name__
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The U-Net or transformer."""
+        return self.network.get_submodule(self.layout.family.denoiser)
+
+    def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
+        """The denoiser's output (B, C, H, W) as `tokens`.
+
+        Args:
+            batch: `sample` (B, C, H, W), `time` (B,); the text as `states` (B, L, D) and where the family has them
+                `pooled` (B, P) and `time_ids` (B, 6), or, where text encoders are tuned, as `ids` of each of them:
+                `ids`, `ids_2` (B, L).
+            context: Gets `time`.
+        """
+        context.put("time", batch["time"])
+        states, pooled = batch.get("states"), batch.get("pooled")
+        if states is None:
+            found = [
+                states_of(self.network.get_submodule(name), batch[_ids(name)], self.layout.family)
+                for name in self._texts
+            ]
+            states, pooled = join_states(found, self.layout.family, self.text_width, batch.get("t5_states"))
+        family = self.layout.family.name
+        if family == "sd3":
+            out = self.denoiser(
+                batch["sample"], encoder_hidden_states=states, pooled_projections=pooled, timestep=batch["time"]
+            )
+        else:
+            added = {"text_embeds": pooled, "time_ids": batch["time_ids"]} if family == "sdxl" else None
+            out = self.denoiser(
+                batch["sample"], batch["time"], encoder_hidden_states=states, added_cond_kwargs=added
+            )  # fmt: skip
+        return Features(out.sample, None)
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text that the denoiser reads."""
+        config = self.layout.configs[self.layout.family.denoiser]
+        return int(config.get("joint_attention_dim", config.get("cross_attention_dim", 0)))
+
+    def example_batch(self, batch_size: int = 2) -> dict[str, Any]:
+        """Random latents, times and text."""
+        generator = torch.Generator().manual_seed(0)
+        family, config = self.layout.family, dict(self.denoiser.config)
+        side = int(config["sample_size"])
+        batch: dict[str, Any] = {
+            "sample": torch.randn(batch_size, int(config["in_channels"]), side, side, generator=generator),
+            "time": torch.randint(0, 1000, (batch_size,), generator=generator),
+        }
+        if self._texts:
+            for name in self._texts:
+                text = self.network.get_submodule(name).config
+                length = int(text.max_position_embeddings)
+                ids = torch.randint(1, int(text.vocab_size) - 1, (batch_size, length), generator=generator)
+                ids[:, -1] = int(text.eos_token_id)
+                batch[_ids(name)] = ids
+        else:
+            batch["states"] = torch.randn(batch_size, 8, self.text_width, generator=generator)
+            if family.name == "sd3":
+                batch["pooled"] = torch.randn(batch_size, int(config["pooled_projection_dim"]), generator=generator)
+            if family.name == "sdxl":
+                width = int(config["projection_class_embeddings_input_dim"]) - 6 * int(
+                    config["addition_time_embed_dim"]
+                )
+                batch["pooled"] = torch.randn(batch_size, width, generator=generator)
+        if family.name == "sdxl":
+            batch["time_ids"] = torch.full((batch_size, 6), float(side))
+        return {key: value.to(self.device) for key, value in batch.items()}
+
+    def feature_spec(self) -> FeatureSpec:
+        """Channels of the output; it is a picture, not the tokens of a stack."""
+        return replace(super().feature_spec(), layout=None)
+
+    @property
+    def feature_width(self) -> int:
+        """Channels of the denoiser's output."""
+        return int(self.denoiser.config["out_channels"])  # type: ignore[index]
+
+    def blocks_for_checkpointing(self, *, enabled: bool) -> None:
+        """Compute blocks again during backward instead of keeping their activations."""
+        denoiser: Any = self.denoiser
+        (denoiser.enable_gradient_checkpointing if enabled else denoiser.disable_gradient_checkpointing)()
+        for name in self._texts:
+            encoder: Any = self.network.get_submodule(name)
+            if enabled:
+                encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            else:
+                encoder.gradient_checkpointing_disable()
+
+
+def _network(layout: Layout, tune: Tuned, changes: Mapping[str, Any]) -> nn.Module:
+    import diffusers
+
+    family = layout.family
+    network = nn.Module()
+    if tune == "denoiser_and_text":
+        for name in family.text_encoders:
+            network.add_module(name, text_encoder_of(layout, name))
+    cls = getattr(diffusers, family.denoiser_class)
+    config = {key: value for key, value in layout.configs[family.denoiser].items() if not key.startswith("_")}
+    network.add_module(family.denoiser, cls(**{**config, **changes}))
+    return network
+
+
+def _ids(text_encoder: str) -> str:
+    return text_encoder.replace("text_encoder", "ids")
+
+
+def _stack(text_encoder: str) -> str:
+    return text_encoder.replace("text_encoder", "text")
+
+
+def ids_keys(names: Sequence[str]) -> tuple[str, ...]:
+    """Batch keys of the tokens of text encoders."""
+    return tuple(_ids(name) for name in names)

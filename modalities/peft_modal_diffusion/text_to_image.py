@@ -1,0 +1,268 @@
+"""Text-to-image fine-tuning: predict the noise, velocity or flow in the noisy latents of captioned pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Generator, Tensor, nn
+
+from peft_modal.attach import Adapter
+from peft_modal.data.seeding import seeded
+from peft_modal.errors import ConfigError
+from peft_modal.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Share
+from peft_modal.report import Section
+from peft_modal.tasks.base import Stage, Task
+from peft_modal_diffusion.backbone import StableDiffusion
+from peft_modal_diffusion.generation import Sampling, generate
+from peft_modal_diffusion.objectives import (
+    Density,
+    DiffusionObjective,
+    FlowObjective,
+    FlowWeighting,
+    NoisyBatch,
+    offset_noise,
+    weighted_error,
+)
+from peft_modal_diffusion.pictures import UNTOUCHED, SampleFolder
+from peft_modal_diffusion.surroundings import Surroundings
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """A training step's prediction and what it is compared with."""
+
+    predicted: Tensor
+    noisy: NoisyBatch
+    is_prior: Tensor
+    """Which samples belong to the class's own pictures (B,)."""
+
+
+class TextToImage(Task):
+    """The training loss of Stable Diffusion on captioned pictures, with prior preservation where the data has it.
+
+    What is predicted follows the pipeline's scheduler: epsilon, v, the sample, or for Stable Diffusion 3 the flow.
+    Samples that the data marks `prior` (DreamBooth: Ruiz et al., 2023, arXiv:2208.12242) count `prior_weight` times in
+    a mean of their own.
+
+    Args:
+        backbone: Supplied by the program.
+        adapter: Supplied by the program.
+        head: Supplied by the program; `identity`.
+        class_names: Not used; supplied by the program.
+        min_snr_gamma: Weight samples by their signal-to-noise ratio, clamped here (Hang et al., 2023,
+            arXiv:2303.09556); 5 is usual. Null: all alike.
+        noise_offset: Strength of a shift of the noise per channel; 0.05 to 0.1 lets a model learn very dark and very
+            bright pictures.
+        input_perturbation: Strength of additional noise in the input only (Ning et al., 2023, arXiv:2301.11706).
+        caption_dropout: Share of training samples whose caption is left out; 0.05 to 0.1 keeps guidance working.
+        dream_power: Rectify input and target by the model's error (Zhou et al., 2023, arXiv:2312.00210), with this
+            power; costs a second forward pass. Null: off.
+        prior_weight: Weight of the loss on prior samples.
+        density: How Stable Diffusion 3's noise levels are drawn.
+        weighting: How they are weighted.
+        precondition_outputs: Whether the flow's error is measured on the sample.
+        prompts: Pictures of these are drawn before training and after every validation, with fixed seeds, and shown in
+            the report.
+        sample_steps: Steps of the sampler for them.
+        guidance: Their classifier-free guidance.
+        options: Other arguments of `Task`.
+
+    Raises:
+        ConfigError: The backbone is none of this modality, or an option does not go with its scheduler.
+    """
+
+    def __init__(
+        self,
+        backbone: StableDiffusion,
+        adapter: Adapter,
+        head: nn.Module,
+        class_names: tuple[str, ...],
+        *,
+        min_snr_gamma: PositiveFloat | None = None,
+        noise_offset: NonNegativeFloat = 0.0,
+        input_perturbation: NonNegativeFloat = 0.0,
+        caption_dropout: Share = 0.0,
+        dream_power: PositiveFloat | None = None,
+        prior_weight: NonNegativeFloat = 1.0,
+        density: Density = "logit_normal",
+        weighting: FlowWeighting = "none",
+        precondition_outputs: bool = True,
+        prompts: list[str] | None = None,
+        sample_steps: PositiveInt = 25,
+        guidance: NonNegativeFloat = 4.0,
+        **options: Any,  # noqa: ANN401 — typed by `Task`
+    ) -> None:
+        del class_names
+        if not isinstance(backbone, StableDiffusion):
+            raise ConfigError(f"task 'text_to_image' needs backbone 'stable_diffusion', not {type(backbone).__name__}")
+        super().__init__(backbone, adapter, head, **options)
+        self.noise_offset = noise_offset
+        self.input_perturbation = input_perturbation
+        self.caption_dropout = caption_dropout
+        self.dream_power = dream_power
+        self.prior_weight = prior_weight
+        self.min_snr_gamma = min_snr_gamma
+        self.density: Density = density
+        self.weighting: FlowWeighting = weighting
+        self.precondition_outputs = precondition_outputs
+        self.prompts = tuple(prompts or ())
+        self.sampling = Sampling(steps=sample_steps, guidance=guidance)
+        self._objective: DiffusionObjective | FlowObjective | None = None
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """The frozen parts around the denoiser."""
+        found: Surroundings = self.backbone.surroundings  # type: ignore[assignment]
+        return found
+
+    @property
+    def objective(self) -> DiffusionObjective | FlowObjective:
+        """What the pipeline's scheduler says the denoiser predicts.
+
+        Raises:
+            ConfigError: An option does not go with it.
+        """
+        if self._objective is None:
+            scheduler = self.surroundings["scheduler"]
+            if hasattr(scheduler, "alphas_cumprod"):
+                prediction = scheduler.config.prediction_type
+                if self.dream_power is not None and prediction != "epsilon":
+                    raise ConfigError(
+                        f"task.dream_power goes with epsilon predictions; this pipeline's is {prediction}"
+                    )
+                self._objective = DiffusionObjective(
+                    scheduler.alphas_cumprod, prediction, min_snr_gamma=self.min_snr_gamma
+                )
+            else:
+                for key in ("min_snr_gamma", "dream_power"):
+                    if getattr(self, key) is not None:
+                        raise ConfigError(f"task.{key} does not go with flow matching; leave it out")
+                self._objective = FlowObjective(
+                    scheduler.sigmas, scheduler.timesteps, density=self.density, weighting=self.weighting,
+                    precondition_outputs=self.precondition_outputs,
+                )  # fmt: skip
+        return self._objective
+
+    def before_fit(self, data: LightningDataModule) -> None:
+        """Refuse what cannot work before anything is written."""
+        del data
+        _ = self.objective
+
+    def on_fit_start(self) -> None:
+        """Bring the frozen parts to the device, too."""
+        self.surroundings.to(self.device)
+        super().on_fit_start()
+        if self.prompts and not self._samples().has(UNTOUCHED):
+            self.adapter.enable(on=False)
+            self._draw_samples(UNTOUCHED)
+            self.adapter.enable(on=True)
+
+    def on_validation_end(self) -> None:
+        """Draw the prompts with what would be saved now."""
+        if self.prompts and not self.trainer.sanity_checking:
+            self._draw_samples(f"epoch-{self.current_epoch + 1:04d}")
+        super().on_validation_end()
+
+    def report_sections(self) -> tuple[Section, ...]:
+        """The pictures over time."""
+        section = self._samples().section() if self.prompts else None
+        return (*(() if section is None else (section,)), *super().report_sections())
+
+    def _samples(self) -> SampleFolder:
+        return SampleFolder(Path(self.trainer.default_root_dir), self.prompts)
+
+    def _draw_samples(self, column: str) -> None:
+        seeds = range(len(self.prompts))
+        pictures = generate(self.backbone, self.prompts, seeds, self.sampling)  # type: ignore[arg-type]
+        settings = [self.sampling.settings(prompt, seed) for prompt, seed in zip(self.prompts, seeds, strict=True)]
+        self._samples().write(column, pictures, settings)
+
+    def on_test_start(self) -> None:
+        """See `on_fit_start`."""
+        self.surroundings.to(self.device)
+
+    def forward(self, batch: Mapping[str, Any]) -> Denoised:
+        """Add noise to the batch's latents and let the denoiser predict.
+
+        While training, everything random comes from torch's global generator; else from the samples' keys, so that
+        every validation sees the same noise.
+        """
+        generators = None if self.training else [seeded("denoise", key) for key in batch["key"]]
+        latents = self._latents(batch, generators)
+        objective = self.objective
+        noise = _normal(latents.shape, generators).to(latents)
+        if self.noise_offset and self.training:
+            noise = offset_noise(noise, self.noise_offset)
+        perturbation = None
+        if self.input_perturbation and self.training:
+            perturbation = self.input_perturbation * torch.randn(latents.shape).to(latents)
+        if generators is None:
+            time = objective.draw_times(len(latents))
+        else:
+            time = torch.cat([objective.draw_times(1, generator) for generator in generators])
+        noisy = objective(latents, noise, time.to(latents.device), perturbation=perturbation)
+        text = self._text(batch, latents.device)
+        if self.dream_power is not None and self.training:
+            assert isinstance(objective, DiffusionObjective)
+            with torch.no_grad():
+                predicted = self._predict(noisy, text)
+            noisy = objective.dream(noisy, predicted, power=self.dream_power)
+        predicted = self._predict(noisy, text)
+        if isinstance(objective, FlowObjective):
+            predicted = objective.predicted(noisy, predicted, time.to(latents.device))
+        prior = batch.get("prior")
+        is_prior = torch.zeros(len(latents), dtype=torch.bool) if prior is None else prior
+        return Denoised(predicted, noisy, is_prior.to(latents.device))
+
+    def losses(self, batch: Mapping[str, Any], output: Denoised) -> dict[str, Tensor]:
+        """Mean weighted squared error, of the data's own samples and of prior samples each."""
+        del batch
+        error = weighted_error(output.predicted, output.noisy.target, output.noisy.weight)
+        is_prior = output.is_prior
+        found = {"loss": error[~is_prior].mean()} if not bool(is_prior.all()) else {}
+        if bool(is_prior.any()):
+            found["prior"] = self.prior_weight * error[is_prior].mean()
+        return found
+
+    def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Denoised) -> None:
+        """The loss is the metric; what pictures look like is told by the report."""
+
+    def _predict(self, noisy: NoisyBatch, text: Mapping[str, Tensor]) -> Tensor:
+        return self.head(self.backbone({"sample": noisy.noisy, "time": noisy.time, **text}))
+
+    def _latents(self, batch: Mapping[str, Any], generators: list[Generator] | None) -> Tensor:
+        if "latent_mean" in batch:
+            mean, std = batch["latent_mean"], batch["latent_std"]
+        else:
+            mean, std = self.surroundings.encode_images(batch["pixels"])
+        return mean + std * _normal(mean.shape, generators).to(mean)
+
+    def _text(self, batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+        sizes = {"time_ids": _time_ids(batch, device)} if self.backbone.layout.family.name == "sdxl" else {}  # type: ignore[union-attr]
+        captions = list(batch["caption"])
+        dropped = torch.rand(len(captions)) < self.caption_dropout if self.training else torch.zeros(len(captions)) > 0
+        if "states" in batch and not bool(dropped.any()):
+            return {**{key: batch[key] for key in ("states", "pooled") if key in batch}, **sizes}
+        captions = ["" if gone else caption for gone, caption in zip(dropped.tolist(), captions, strict=True)]
+        if self.backbone.tune == "denoiser_and_text":
+            tokens = self.surroundings.tokenize(captions)
+            return {**{name: ids.to(device) for name, ids in tokens.items()}, **sizes}
+        width = self.backbone.text_width  # type: ignore[union-attr]
+        return {**self.surroundings.encode_text(captions, width=int(width)), **sizes}  # type: ignore[arg-type]
+
+
+def _normal(shape: torch.Size, generators: list[Generator] | None) -> Tensor:
+    if generators is None:
+        return torch.randn(shape)
+    return torch.stack([torch.randn(shape[1:], generator=generator) for generator in generators])
+
+
+def _time_ids(batch: Mapping[str, Any], device: torch.device) -> Tensor:
+    """SDXL's conditions: original size, crop offset and target size of each picture, each as (rows, columns)."""
+    parts = [batch[key] for key in ("original_size", "crop", "target_size")]
+    return torch.cat(parts, dim=1).to(device=device, dtype=torch.float32)
