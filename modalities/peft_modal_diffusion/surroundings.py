@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,8 +66,11 @@ class Surroundings:
         return self.parts[name]
 
     def fingerprint(self, name: str) -> str:
-        """A hash of a part's weights, for the names of what is cached of it."""
-        return fingerprint(self[name].state_dict())
+        """A hash of a part's weights with its configuration, for the names of what is cached of it."""
+        config = self[name].config
+        settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        text = json.dumps(settings, sort_keys=True, default=str)
+        return fingerprint(self[name].state_dict())[:32] + hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to(self, device: torch.device) -> None:
         """Move what has weights."""
