@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from peft_modal_clip.conversion import text_encoder_from_open_clip
 from torch import Tensor
 
 from peft_modal.api import load
 from peft_modal.attach.merge import merge_
 from peft_modal.data.drawn import draw_open_ended, draw_scenes
 from peft_modal.data.seeding import seeded
-from peft_modal_clip.tokenizer import build_tokenizer
+from peft_modal_clip.conversion import text_encoder_of
+from peft_modal_clip.tokenizer import hf_tokenizer
 from peft_modal_diffusion.autoencoder import whiten
+from peft_modal_diffusion.generation import pipeline_of
 
 UNET = {
     "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (48, 96), "layers_per_block": 1,
@@ -34,11 +36,11 @@ SCHEDULE = {
 }  # fmt: skip
 
 
-def merged(path: Path) -> torch.nn.Module:
-    """The network of an adapter file with what it has learnt folded in."""
+def merged(path: Path) -> Any:  # noqa: ANN401 — a registered backbone
+    """The backbone of an adapter file with what it has learnt folded in."""
     model = load(path)
     merge_(model.backbone)
-    return model.backbone.network
+    return model.backbone
 
 
 def latent_statistics(autoencoder: AutoencoderKL) -> tuple[Tensor, Tensor]:
@@ -52,12 +54,11 @@ def latent_statistics(autoencoder: AutoencoderKL) -> tuple[Tensor, Tensor]:
 
 def start(vae: Path, clip: Path, out: Path) -> None:
     """Trained autoencoder and text encoder around a random U-Net."""
-    autoencoder = merged(vae)
-    assert isinstance(autoencoder, AutoencoderKL)
+    autoencoder = merged(vae).network
     whiten(autoencoder, *latent_statistics(autoencoder))
     torch.manual_seed(0)
     StableDiffusionPipeline(
-        vae=autoencoder, text_encoder=text_encoder_from_open_clip(merged(clip)), tokenizer=build_tokenizer(),
+        vae=autoencoder, text_encoder=text_encoder_of(merged(clip)), tokenizer=hf_tokenizer(),
         unet=UNet2DConditionModel(**UNET), scheduler=DDIMScheduler(**SCHEDULE), safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(out)  # fmt: skip
@@ -65,11 +66,8 @@ def start(vae: Path, clip: Path, out: Path) -> None:
 
 def finish(unet: Path, out: Path) -> None:
     """The start's folder with the trained U-Net, in half precision."""
-    model = load(unet)
-    merge_(model.backbone)
-    folder = model.backbone.layout.source  # type: ignore[union-attr]
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
-    pipeline.unet.load_state_dict(model.backbone.network.get_submodule("unet").state_dict())
+    backbone = merged(unet)
+    pipeline = pipeline_of(backbone)
     pipeline.to(torch.float16).save_pretrained(out)
 
 

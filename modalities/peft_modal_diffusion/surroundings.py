@@ -58,8 +58,7 @@ class Surroundings:
         """
         if name not in self.parts:
             raise WeightsError(
-                f"there is no '{name}' around this denoiser: they were not loaded, or belong to a size for "
-                "measuring"
+                f"there is no '{name}' around this denoiser: they were not loaded, or belong to a size for measuring"
             )
         return self.parts[name]
 
