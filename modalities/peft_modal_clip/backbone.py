@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -16,6 +16,12 @@ from peft_modal.ranges import PositiveFloat, PositiveInt
 from peft_modal_clip import weights as sources
 from peft_modal_clip.network import build_clip, clip_anatomy
 from peft_modal_clip.tokenizer import open_clip_tokenizer
+
+TINY: Final[dict[str, Any]] = {
+    "weights": "random", "embed_dim": 16, "image_size": 16, "patch_size": 4, "vision_width": 32, "vision_layers": 2,
+    "vision_heads": 2, "context_length": 8, "vocab_size": 50, "text_width": 24, "text_layers": 2, "text_heads": 2,
+}  # fmt: skip
+"""Arguments of a network of toy size."""
 
 
 class OpenCLIPBackbone(Backbone):
@@ -96,10 +102,7 @@ class OpenCLIPBackbone(Backbone):
     @classmethod
     def tiny(cls) -> OpenCLIPBackbone:
         """The same network at toy size with random weights."""
-        return cls(
-            weights="random", embed_dim=16, image_size=16, patch_size=4, vision_width=32, vision_layers=2,
-            vision_heads=2, context_length=8, vocab_size=50, text_width=24, text_layers=2, text_heads=2,
-        )  # fmt: skip
+        return cls(**TINY)
 
     def load_weights(self) -> None:
         """Fill the network from what `weights` names.

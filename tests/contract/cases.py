@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tiny_backbones import TinyCLIP, TinyUNet, TinyViT
+from tiny_backbones import TinyUNet, TinyViT
 
 from peft_modal.anatomy import Anatomy, Backbone
 from peft_modal.errors import RegistryError
@@ -125,13 +125,12 @@ CONFIGURATIONS: dict[str, Configuration] = {
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "vit": TinyViT,
     "vit_reference": _vit_of_a_protocol,
-    "clip": TinyCLIP,
     "unet": TinyUNet,
 }
 
 REFUSED: dict[tuple[str, str], str] = {
-    ("lora_convs", "clip"): "'text.token_embedding' takes no low-rank update",
-    ("lora_dropout", "clip"): "is read inside a function",
+    ("lora_convs", "open_clip"): "'text.token_embedding' takes no low-rank update",
+    ("lora_dropout", "open_clip"): "is read inside a function",
     ("lora_fused", "unet"): r"no sites match roles=\('attn.qkv',\)",
     ("vpt_deep", "unet"): "this network has no token sequence",
     ("vpt_shallow", "unet"): "this network has no token sequence",
@@ -142,7 +141,7 @@ REFUSED: dict[tuple[str, str], str] = {
 
 EXEMPT: dict[tuple[str, str], Collection[str]] = {
     # The temperature of the contrastive loss is not part of the features.
-    ("full", "clip"): ("backbone.logit_scale",),
+    ("full", "open_clip"): ("backbone.logit_scale",),
 }
 """Trained tensors that need no gradient."""
 

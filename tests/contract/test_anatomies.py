@@ -22,7 +22,7 @@ def test_anatomy_describes_the_network(name: str) -> None:
 
 
 def test_checking_leaves_the_backbone_as_it_was() -> None:
-    backbone = backbone_factory("clip")()
+    backbone = backbone_factory("open_clip")()
     backbone.train()
     before = {key: value.clone() for key, value in backbone.network.state_dict().items()}
     attributes = {path: set(vars(module)) for path, module in backbone.network.named_modules()}
@@ -277,7 +277,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Backbone], None], str]] = {
     "stream taken from a branch": ("vit", _stream_taken_from_branch, "'block.out' is not 'block.in' plus the"),
     "out and branch swapped": ("vit", _out_and_branch_swapped, "'attn.out' lies before 'attn.branch'"),
     "module called twice": ("vit", _module_called_twice, "'blocks.0.norm1' is called 2 times"),
-    "module never called": ("clip", _module_never_called, "'visual.transformer.resblocks.0.attn.out_proj' is never"),
+    "module never called": ("open_clip", _module_never_called, "resblocks.0.attn.out_proj' is never"),
     "site of an unknown tensor": ("vit", _site_of_unknown_tensor, "'blocks.0.mlp.fc1' has no tensor 'kernel'"),
     "site at an unknown path": ("vit", _site_at_unknown_path, "no module 'blocks.0.mlp.fc3' (holder)"),
     "site of wrong shape": ("vit", _site_of_wrong_shape, "says shape (32, 64), the network has (64, 32)"),
@@ -290,8 +290,8 @@ DAMAGES: dict[str, tuple[str, Callable[[Backbone], None], str]] = {
     "slices too short": ("vit", _slices_too_short, "its slices end at row 95, the tensor has 96"),
     "parts in another order": ("vit", _parts_in_other_order, "its parts are blocks.0.attn.k, blocks.0.attn.q"),
     "slices without the whole": ("vit", _slices_without_whole, "but no site for the whole tensor"),
-    "tensor read outside its owner": ("clip", _tensor_read_outside_its_owner, "'text_projection' has reach 'weight'"),
-    "tensor never read": ("clip", _tensor_never_read, "'logit_scale' has reach 'leaf', but"),
+    "tensor read outside its owner": ("open_clip", _tensor_read_outside_its_owner, "'text_projection' has reach"),
+    "tensor never read": ("open_clip", _tensor_never_read, "'logit_scale' has reach 'leaf', but"),
     "owner that is the block": ("vit", _owner_is_the_block, "its owner 'blocks.0' is the block itself"),
     "coupled to nothing": ("vit", _coupled_to_nothing, "coupled to 'blocks.0.mlp.fc3', which does not exist"),
     "always trained without leaf": ("vit", _always_trained_without_leaf, "its reach must have 'leaf'"),

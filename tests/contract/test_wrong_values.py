@@ -15,9 +15,16 @@ from peft_modal.compose.describe import describe_type, type_hints
 from peft_modal.errors import PeftModalError
 from peft_modal.registry import NOUNS, default_registry
 from peft_modal.running.faults import in_sentences
+from peft_modal_clip.backbone import TINY
 
 BASE = [argument.removeprefix("--") for argument in ARGUMENTS]
+CLIP = [
+    "backbone=open_clip", *(f"backbone.{name}={value}" for name, value in TINY.items()), "method=bitfit",
+    "head=identity", "data=drawn_pairs",
+]  # fmt: skip
 NEEDS = {
+    "clip.open_clip": [*CLIP[1:], "task=contrastive"],
+    "clip.contrastive": CLIP,
     "pointcloud.folder": ["data.root=good"],
     "pointcloud.masked_autoencoding": ["head=masked_decoder", "head.num_heads=3", "head.group_size=4"],
     "pointcloud.masked_decoder": ["head.num_heads=3", "head.group_size=4"],

@@ -1,13 +1,12 @@
 """Tiny real networks of three libraries with their anatomies: the proof that the core's nouns fit other modalities.
 
 A timm ViT (fused qkv), an open_clip model (MultiheadAttention's packed input, an `out_proj` that is never called, two
-stacks) and a diffusers U-Net (convolutions, cross-attention). Their real backbones come with their modalities.
+stacks) and a diffusers U-Net (convolutions, cross-attention). The first and the last have no modality of their own yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from peft_modal.anatomy import AnatomyBuilder, Backbone, Context, Features, FeatureSpec, Segment, TokenLayout
+from peft_modal.anatomy import AnatomyBuilder, Backbone, Context, Features, Segment, TokenLayout
+from peft_modal_clip.backbone import TINY, OpenCLIPBackbone
 
 
 def seeded(build: Any) -> Any:
@@ -125,112 +125,13 @@ def timm_block(
     b.port("block.out", path, "out", width=width, allows=stream)
 
 
-class TinyCLIP(Backbone):
-    """open_clip's CLIP at toy size: two stacks, packed attention weights read inside a function."""
+class TinyCLIP(OpenCLIPBackbone):
+    """The CLIP modality's backbone at toy size: two stacks, packed attention weights read inside a function."""
 
-    modality = "clip"
-    depth = 2
+    depth = TINY["vision_layers"]
 
     def __init__(self, *, frozen_mode: Any = "eval") -> None:
-        from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-
-        net = seeded(
-            lambda: CLIP(
-                embed_dim=16,
-                vision_cfg=CLIPVisionCfg(layers=2, width=32, head_width=16, image_size=16, patch_size=4),
-                text_cfg=CLIPTextCfg(context_length=8, vocab_size=50, width=24, heads=2, layers=2),
-            )
-        )
-        b = AnatomyBuilder(net, stack="visual")
-        b.raw("cls", "visual.class_embedding", owner="visual", called_owner=True, decay=False)
-        b.raw("pos", "visual.positional_embedding", owner="visual", called_owner=True)
-        b.op("embed", "visual.conv1")
-        b.op("norm", "visual.ln_pre")
-        b.port("embed.out", "visual.ln_pre", "out", width=32)
-        for i in range(self.depth):
-            self._block(b, "visual", f"visual.transformer.resblocks.{i}", i, width=32, tokens=True)
-        b.enter("visual")
-        b.port("final.norm.in", "visual.ln_post", "in", width=32, allows=("read", "add", "replace"))
-        b.op("norm", "visual.ln_post")
-        b.port("final.norm.out", "visual.ln_post", "out", width=32, allows=("read", "add", "replace"))
-        b.raw("proj", "visual.proj", owner="visual", called_owner=True)
-        b.enter("text")
-        b.op("embed", "token_embedding", name="text.token_embedding")
-        b.raw("pos", "positional_embedding")
-        for i in range(self.depth):
-            self._block(b, "text", f"transformer.resblocks.{i}", i, width=24, tokens=False)
-        b.enter("text")
-        b.op("norm", "ln_final")
-        b.raw("proj", "text_projection")
-        layouts = {
-            "visual": TokenLayout(segments=(Segment("cls", 1), Segment("patches", None)), body="grid", prompt_index=1),
-            "text": TokenLayout(
-                segments=(Segment("text", None),),
-                body="sequence",
-                prompt_index=None,
-                reason="the causal mask has a fixed length",
-            ),
-        }
-        super().__init__(net, b.build(layouts=layouts), frozen_mode=frozen_mode)
-
-    @staticmethod
-    def _block(b: AnatomyBuilder, stack: str, path: str, i: int, *, width: int, tokens: bool) -> None:
-        stream = ("read", "add", "replace", "tokens") if tokens else ("read", "add", "replace")
-        name = f"{stack}.blocks.{i}"
-        b.enter(stack, i)
-        b.port("block.in", path, "in", width=width, allows=stream)
-        b.op("norm", f"{path}.ln_1", name=f"{name}.norm1")
-        b.port("attn.norm.out", f"{path}.ln_1", "out", width=width)
-        parts = {"attn.q": f"{name}.attn.q", "attn.k": f"{name}.attn.k", "attn.v": f"{name}.attn.v"}
-        b.fused(
-            "attn.qkv",
-            f"{path}.attn",
-            parts,
-            tensor="in_proj_weight",
-            bias="in_proj_bias",
-            name=f"{name}.attn.qkv",
-            heads=2,
-            called=False,
-        )
-        b.read("attn.out", f"{path}.attn.out_proj", owner=f"{path}.attn", name=f"{name}.attn.out")
-        b.port("attn.out", f"{path}.attn", "out", width=width, item=0)
-        b.port("attn.branch", f"{path}.ls_1", "out", width=width)
-        b.port("mlp.norm.in", f"{path}.ln_2", "in", width=width)
-        b.op("norm", f"{path}.ln_2", name=f"{name}.norm2")
-        b.port("mlp.norm.out", f"{path}.ln_2", "out", width=width)
-        b.op("mlp.in", f"{path}.mlp.c_fc", name=f"{name}.mlp.in")
-        b.op("mlp.out", f"{path}.mlp.c_proj", name=f"{name}.mlp.out")
-        b.port("mlp.out", f"{path}.mlp", "out", width=width)
-        b.port("mlp.branch", f"{path}.ls_2", "out", width=width)
-        b.port("block.out", path, "out", width=width, allows=stream)
-
-    @property
-    @override
-    def feature_width(self) -> int:
-        return 32
-
-    @override
-    def feature_spec(self) -> FeatureSpec:
-        # What is returned are the pooled embeddings of the two towers, not the tokens of a stack.
-        return replace(super().feature_spec(), layout=None)
-
-    @override
-    def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
-        image = self.network.encode_image(batch["image"])
-        text = self.network.encode_text(batch["text"])
-        return Features(torch.cat([image, text], dim=-1)[:, None], None)
-
-    @override
-    def example_batch(self, batch_size: int = 2) -> dict[str, Tensor]:
-        g = torch.Generator().manual_seed(1)
-        return {
-            "image": torch.randn(batch_size, 3, 16, 16, generator=g),
-            "text": torch.randint(1, 50, (batch_size, 8), generator=g),
-        }
-
-    @override
-    def blocks_for_checkpointing(self, *, enabled: bool) -> None:
-        self.network.set_grad_checkpointing(enabled)
+        super().__init__(**TINY, frozen_mode=frozen_mode)
 
 
 class TinyUNet(Backbone):

@@ -104,7 +104,7 @@ def plan_scenes(
         ground: Of the background.
 
     Raises:
-        ConfigError: A fixed number is out of range, or `pairs` has no such colour or shape.
+        ConfigError: A fixed number is out of range, or `pairs` is unknown.
     """
     if pairs not in {"train", "held_out", "all"}:
         raise ConfigError(f"pairs is '{pairs}', expected 'train', 'held_out' or 'all'.")
@@ -119,8 +119,6 @@ def plan_scenes(
         first *= torch.nn.functional.one_hot(first_colour, len(COLOURS))[:, :, None]
     if shape is not None:
         first *= torch.nn.functional.one_hot(first_shape, len(SHAPES))[:, None]
-    if not first.flatten(1).any(1).all():
-        raise ConfigError(f"a given shape is in no pair of '{pairs}'.")
     pair_1 = torch.multinomial(first.flatten(1), 1, generator=generator)
     others = allowed.flatten(1).scatter_(1, pair_1, 0)  # two equal objects could not be told apart in a caption
     pair_2 = torch.multinomial(others, 1, generator=generator)
