@@ -174,7 +174,8 @@ class StableDiffusion(Backbone):
     def example_batch(self, batch_size: int = 2) -> dict[str, Any]:
         """Random latents, times and text."""
         generator = torch.Generator().manual_seed(0)
-        family, config = self.layout.family, dict(self.denoiser.config)
+        denoiser: Any = self.denoiser
+        family, config = self.layout.family, dict(denoiser.config)
         side = int(config["sample_size"])
         batch: dict[str, Any] = {
             "sample": torch.randn(batch_size, int(config["in_channels"]), side, side, generator=generator),
@@ -182,7 +183,8 @@ class StableDiffusion(Backbone):
         }
         if self._texts:
             for name in self._texts:
-                text = self.network.get_submodule(name).config
+                encoder: Any = self.network.get_submodule(name)
+                text = encoder.config
                 length = int(text.max_position_embeddings)
                 ids = torch.randint(1, int(text.vocab_size) - 1, (batch_size, length), generator=generator)
                 ids[:, -1] = int(text.eos_token_id)

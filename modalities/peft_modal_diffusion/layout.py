@@ -155,7 +155,7 @@ def open_model(cls: Any, source: str, component: str = "", *, library: str = "di
     Raises:
         WeightsError: It is missing, corrupt, incomplete, or of another architecture.
     """
-    options = {"torch_dtype" if library == "diffusers" else "dtype": torch.float32}
+    options: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": torch.float32}
     files = [file.name for file in (Path(source) / component).glob("*.safetensors")]
     # Many folders hold half precision only, under a name of its own.
     if files and all(".fp16" in file for file in files):
