@@ -183,7 +183,7 @@ class TextToImage(Task):
         around = self.surroundings
         data.cache_latents(around.encode_images, encoder=around.fingerprint("vae"), dtype="float32")
         if self.backbone.tune == "denoiser":
-            encoders = self.backbone.layout.family.text_encoders  # type: ignore[union-attr]
+            encoders: tuple[str, ...] = self.backbone.layout.family.text_encoders  # type: ignore[union-attr,assignment]
             mark = "+".join(around.fingerprint(name) for name in encoders)
             self._texts = TextCache(self._encode_text, encoder=mark, dtype="float32")
             self._texts.fill(data.captions())

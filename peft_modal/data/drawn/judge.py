@@ -79,7 +79,8 @@ def train_shape_judge(*, steps: int = 600, batch_size: int = 64, seed: int = 0) 
         if step % 2:
             pictures = functional.avg_pool2d(functional.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         optimizer.zero_grad()
-        functional.cross_entropy(judge(pictures), drawn.scenes.shape[:, 0]).backward()
+        loss = functional.cross_entropy(judge(pictures), drawn.scenes.shape[:, 0])
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     return judge.eval()
