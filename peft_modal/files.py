@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -103,6 +104,33 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def making_folder(path: Path) -> Iterator[Path]:
+    """Make a folder as a whole: it is there when a block has ended well, and not before.
+
+    Args:
+        path: A folder that does not exist, or is empty.
+
+    Yields:
+        A temporary folder beside it, which takes its place.
+
+    Raises:
+        WriteError: The disk is full, the place is not writable, and the like.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY))
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise WriteError(unwritable(path, error)) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def unwritable(path: str | Path, error: Exception) -> str:

@@ -63,4 +63,12 @@ PLUGIN: Final = Plugin(
             "peft_modal.tasks.classification:Classification", summary="One label per sample, cross-entropy."
         ),
     },
+    exporters={
+        "peft": Entry(
+            "peft_modal.cli.export:export_peft",
+            summary="A folder that Hugging Face peft loads, for LoRA and DoRA; the head, for which it has no place, "
+            "goes into rest.safetensors beside it.",
+            requires=("peft",),
+        ),
+    },
 )

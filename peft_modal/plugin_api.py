@@ -5,6 +5,7 @@ A plugin's `plugin.py` imports this (through `peft_modal.registry`) and nothing 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
@@ -36,6 +37,29 @@ class Entry:
     """Import names of optional packages without which this entry cannot work."""
 
 
+FlagType = Literal["text", "integer", "number"]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """An option of `predict` that a modality adds."""
+
+    help: str
+    """What it is for; one line."""
+    metavar: str = "VALUE"
+    """What stands for its value in the help."""
+    type: FlagType = "text"
+    """What its value is read as."""
+    repeatable: bool = False
+    """Whether it may be given several times: the task gets a tuple of all values."""
+
+
+RESERVED_FLAGS: Final = frozenset(
+    {"adapter", "input", "out", "alpha", "json", "help", "config", "trainer", "seed", *NOUNS}
+)
+"""What `predict` calls its own options, and what stands for parts of a configuration."""
+
+
 @dataclass(frozen=True)
 class Plugin:
     """What a light `plugin.py` declares: names and where they live, without importing any of it."""
@@ -58,6 +82,14 @@ class Plugin:
     """Packages that hold ready-to-run YAML files."""
     renderer: str = ""
     """`package.module:function` that draws one sample of the modality in reports: `peft_modal.report.Renderer`."""
+    exporters: Mapping[str, Entry] = field(default_factory=dict)
+    """Formats of `export` by name: functions that take a `peft_modal.api.Model` and a path, write there, and return a
+    `peft_modal.api.Exported`."""
+    importer: str = ""
+    """`package.module:function` that reads another program's LoRA file for `import`: it takes the path and a backbone
+    without weights, and returns a `peft_modal.hf.files.LoraFolder`."""
+    predict_flags: Mapping[str, Flag] = field(default_factory=dict)
+    """Options of `predict` by name, without dashes; a task reads them in `predict_with`."""
 
     @property
     def namespace(self) -> str:
@@ -128,15 +160,27 @@ def fault_of(plugin: object) -> str:
         return f"the modality name '{CORE}' is reserved"
     if isinstance(plugin.configs, str) or not all(isinstance(name, str) for name in plugin.configs):
         return f"its configs {plugin.configs!r} are no tuple of package names"
-    if plugin.renderer and plugin.renderer.count(":") != 1:
-        return f"its renderer '{plugin.renderer}' is not written 'package.module:function'"
-    return next(_entry_faults(plugin), "")
+    for what, target in (("renderer", plugin.renderer), ("importer", plugin.importer)):
+        if target and target.count(":") != 1:
+            return f"its {what} '{target}' is not written 'package.module:function'"
+    return next(_entry_faults(plugin), "") or next(_flag_faults(plugin), "")
 
 
 def _entry_faults(plugin: Plugin) -> Iterator[str]:
-    for noun in NOUNS:
-        for name, entry in plugin.entries(noun).items():
+    named: list[tuple[str, Mapping[str, Entry]]] = [(noun, plugin.entries(noun)) for noun in NOUNS]
+    for kind, entries in (*named, ("export format", plugin.exporters)):
+        for name, entry in entries.items():
             if not name.isidentifier():
-                yield f"{noun} name '{name}' is not made of letters, digits and underscores"
+                yield f"{kind} name '{name}' is not made of letters, digits and underscores"
             if not isinstance(entry, Entry) or entry.target.count(":") != 1:
-                yield f"{noun} '{name}' is not an Entry with a target 'package.module:Object'"
+                yield f"{kind} '{name}' is not an Entry with a target 'package.module:Object'"
+
+
+def _flag_faults(plugin: Plugin) -> Iterator[str]:
+    for name, flag in plugin.predict_flags.items():
+        if not re.fullmatch("[a-z][a-z0-9-]*", name):
+            yield f"predict flag '{name}' is not made of small letters, digits and dashes"
+        if name in RESERVED_FLAGS:
+            yield f"predict flag '{name}' is the program's own"
+        if not isinstance(flag, Flag) or flag.type not in get_args(FlagType):
+            yield f"predict flag '{name}' is not a Flag of type {', '.join(get_args(FlagType))}"

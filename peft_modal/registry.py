@@ -10,7 +10,7 @@ import functools
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from peft_modal.errors import MissingExtraError, PeftModalError, RegistryError, nearest
 from peft_modal.extras import absent_package, install_command, missing_packages, require
@@ -20,6 +20,7 @@ from peft_modal.plugin_api import (
     PLUGIN_API,
     Broken,
     Entry,
+    Flag,
     Installed,
     Noun,
     Plugin,
@@ -33,6 +34,7 @@ __all__ = [
     "PLUGIN_API",
     "Broken",
     "Entry",
+    "Flag",
     "Installed",
     "Listed",
     "Noun",
@@ -207,16 +209,73 @@ class Registry:
             MissingExtraError: An optional package is not installed.
             RegistryError: Two plugins name one, its import fails, or it cannot be called.
         """
-        sources = [s for s in self.installed if s.plugin.renderer and s.plugin.namespace == modality]
+        return self._function(modality, "renderer", lambda plugin: plugin.renderer)
+
+    def importer(self, modality: str) -> Callable[..., Any] | None:
+        """Import what reads LoRA files for a modality (`Plugin.importer`), None where no plugin names one.
+
+        Raises:
+            MissingExtraError: An optional package is not installed.
+            RegistryError: Two plugins name one, its import fails, or it cannot be called.
+        """
+        return self._function(modality, "importer", lambda plugin: plugin.importer)
+
+    def formats(self, modality: str | None = None) -> dict[str, Entry]:
+        """Formats of `export` by name: all, or those of a modality and the core's."""
+        return {
+            name: entry
+            for source in self.installed
+            if modality is None or source.plugin.namespace in {modality, ""}
+            for name, entry in source.plugin.exporters.items()
+        }
+
+    def exporter(self, name: str, modality: str) -> Callable[..., Any]:
+        """Import what writes a format (`Plugin.exporters`), of a modality or else of the core.
+
+        Raises:
+            MissingExtraError: An optional package is not installed.
+            RegistryError: The modality has no such format, two plugins write it, its import fails, or it cannot be
+                called.
+        """
+
+        def target_of(plugin: Plugin) -> str:
+            return plugin.exporters[name].target if name in plugin.exporters else ""
+
+        for place in dict.fromkeys((modality, "")):
+            found = self._function(place, f"{name} exporter", target_of)
+            if found is not None:
+                return found
+        raise RegistryError(f"no format '{name}' for modality '{modality}'; {nearest(name, self.formats(modality))}")
+
+    def predict_flags(self) -> dict[str, dict[str, Flag]]:
+        """What plugins add to `predict`, by modality and name."""
+        found: dict[str, dict[str, Flag]] = {}
+        for source in self.installed:
+            if source.plugin.predict_flags:
+                found.setdefault(source.plugin.namespace, {}).update(source.plugin.predict_flags)
+        return found
+
+    def _function(
+        self, modality: str, what: str, target_of: Callable[[Plugin], str]
+    ) -> Callable[..., Any] | None:  # fmt: skip
+        """Import the one function that a plugin of the modality names, None where none does.
+
+        Raises:
+            MissingExtraError: An optional package is not installed.
+            RegistryError: Two plugins name one, its import fails, or it cannot be called.
+        """
+        sources = [s for s in self.installed if target_of(s.plugin) and s.plugin.namespace == modality]
         if not sources:
             return None
         if len(sources) > 1:
             owners = " and ".join(f"plugin '{s.plugin.name}' of distribution '{s.distribution}'" for s in sources)
-            raise RegistryError(f"modality '{modality}' has two renderers, of {owners}; uninstall one.")
-        target = sources[0].plugin.renderer
-        found = self._import(target, f"the renderer of modality '{modality}'", sources[0])
+            raise RegistryError(f"modality '{modality or CORE}' has two {what}s, of {owners}; uninstall one.")
+        target = target_of(sources[0].plugin)
+        found = self._import(target, f"the {what} of modality '{modality or CORE}'", sources[0])
         if not callable(found):
-            raise RegistryError(f"the renderer of modality '{modality}' cannot be used: '{target}' is no function.")
+            raise RegistryError(
+                f"the {what} of modality '{modality or CORE}' cannot be used: '{target}' is no function."
+            )
         return found
 
     def entries(self, noun: Noun | None = None, modality: str | None = None) -> Iterator[Listed]:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from peft_modal.anatomy import AnatomyBuilder, Backbone, Context, Features, FeatureSpec, FrozenMode
-from peft_modal.errors import ConfigError
+from peft_modal.errors import ConfigError, MergeError
+from peft_modal.files import making_folder
 from peft_modal_diffusion.anatomy import (
     describe_joint_transformer,
     describe_text_encoder,
     describe_unet,
     text_layout,
 )
-from peft_modal_diffusion.layout import NANO, Layout, layout_of_size, open_part, read_layout
+from peft_modal_diffusion.layout import NANO, Layout, layout_of_size, open_part, open_pipeline, quiet, read_layout
 from peft_modal_diffusion.surroundings import (
     Surroundings,
     join_states,
@@ -56,6 +59,7 @@ class StableDiffusion(Backbone):
     """
 
     modality: ClassVar[str] = "diffusion"
+    merged_is_folder: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -142,34 +146,12 @@ class StableDiffusion(Backbone):
             context: Gets `time`.
         """
         context.put("time", batch["time"])
-        states, pooled = self._read(batch) if self._texts else (batch["states"], batch.get("pooled"))
-        family = self.layout.family.name
-        if family == "sd3":
-            out = self.denoiser(
-                batch["sample"], encoder_hidden_states=states, pooled_projections=pooled, timestep=batch["time"]
-            )
-        else:
-            added = {"text_embeds": pooled, "time_ids": batch["time_ids"]} if family == "sdxl" else None
-            out = self.denoiser(
-                batch["sample"], batch["time"], encoder_hidden_states=states, added_cond_kwargs=added
-            )  # fmt: skip
-        return Features(out.sample, None)
-
-    def _read(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """What the denoiser reads of tokens, by the text encoders that are tuned."""
-        family = self.layout.family
-        found = [states_of(self.network.get_submodule(name), batch[_ids(name)], family) for name in self._texts]
-        states, pooled = join_states(found, family, self.text_width, batch.get("t5_states"))
-        if "captioned" in batch:
-            states = states * batch["captioned"][:, None, None]
-            pooled = None if pooled is None else pooled * batch["captioned"][:, None]
-        return states, pooled
+        return Features(denoise(self.layout, dict(self.network.named_children()), batch), None)
 
     @property
     def text_width(self) -> int:
         """Width of the text that the denoiser reads."""
-        config = self.layout.configs[self.layout.family.denoiser]
-        return int(config.get("joint_attention_dim", config.get("cross_attention_dim", 0)))
+        return _text_width(self.layout)
 
     def example_batch(self, batch_size: int = 2) -> dict[str, Any]:
         """Random latents, times and text."""
@@ -211,6 +193,27 @@ class StableDiffusion(Backbone):
         """Channels of the denoiser's output."""
         return int(self.denoiser.config["out_channels"])  # type: ignore[index]
 
+    def architecture(self) -> dict[str, Any]:
+        """A pipeline folder has sizes of its own."""
+        return {"architecture": None, "denoiser": None}
+
+    def save_merged(self, path: Path, state: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+        """Write a complete pipeline, as diffusers does: with what is around the denoiser, all in one type.
+
+        Raises:
+            MergeError: There is nothing around the denoiser.
+            WriteError: It cannot be written.
+        """
+        del document  # a folder of diffusers says of itself what diffusers reads
+        if not self.layout.source:
+            raise MergeError(
+                f"a denoiser of a size for measuring has no pipeline around it, so '{path}' cannot be written"
+            )
+        dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+        with making_folder(path) as folder, quiet():
+            own = {name: copy.deepcopy(part).to(dtype) for name, part in self.network.named_children()}
+            open_pipeline(self.layout, dtype=dtype, **own).save_pretrained(folder)
+
     def blocks_for_checkpointing(self, *, enabled: bool) -> None:
         """Compute the denoiser's blocks again during backward instead of keeping their activations.
 
@@ -219,6 +222,34 @@ class StableDiffusion(Backbone):
         """
         denoiser: Any = self.denoiser
         (denoiser.enable_gradient_checkpointing if enabled else denoiser.disable_gradient_checkpointing)()
+
+
+def denoise(layout: Layout, parts: Mapping[str, nn.Module], batch: Mapping[str, Any]) -> Tensor:
+    """What a denoiser makes of a batch (B, C, H, W).
+
+    Args:
+        layout: Says what it reads.
+        parts: The denoiser, and the text encoders where the batch holds tokens, by their names in a pipeline.
+        batch: See `StableDiffusion.extract`.
+    """
+    family = layout.family
+    states, pooled = batch.get("states"), batch.get("pooled")
+    if states is None:
+        found = [states_of(parts[name], batch[_ids(name)], family) for name in family.text_encoders]
+        states, pooled = join_states(found, family, _text_width(layout), batch.get("t5_states"))
+        if "captioned" in batch:
+            states = states * batch["captioned"][:, None, None]
+            pooled = None if pooled is None else pooled * batch["captioned"][:, None]
+    denoiser, sample, time = parts[family.denoiser], batch["sample"], batch["time"]
+    if family.name == "sd3":
+        return denoiser(sample, encoder_hidden_states=states, pooled_projections=pooled, timestep=time).sample
+    added = {"text_embeds": pooled, "time_ids": batch["time_ids"]} if family.name == "sdxl" else None
+    return denoiser(sample, time, encoder_hidden_states=states, added_cond_kwargs=added).sample
+
+
+def _text_width(layout: Layout) -> int:
+    config = layout.configs[layout.family.denoiser]
+    return int(config.get("joint_attention_dim", config.get("cross_attention_dim", 0)))
 
 
 def _network(layout: Layout, tune: Tuned, changes: Mapping[str, Any]) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from peft_modal.errors import WeightsError, nearest
+from peft_modal.errors import PeftModalError, WeightsError, nearest
 from peft_modal_diffusion.families import FAMILIES, HUB_NAMES, SIZES, Family
 
 NANO = "nano"
@@ -167,33 +167,85 @@ def open_model(cls: Any, source: str, component: str = "", *, library: str = "di
         # The libraries fill what is missing with random numbers.
         if found["missing_keys"]:
             first, *others = sorted(found["missing_keys"])
-            raise WeightsError(f"it has no '{first}'" + (f", nor {len(others)} other tensors" if others else ""))
+            raise ValueError(f"it has no '{first}'" + (f", nor {len(others)} other tensors" if others else ""))
     return model
+
+
+def open_pipeline(layout: Layout, *, dtype: torch.dtype = torch.float32, **parts: Any) -> Any:  # noqa: ANN401
+    """The pipeline as diffusers itself opens it.
+
+    Args:
+        layout: Where it lies.
+        dtype: Type of its weights.
+        parts: Components that stand in for its own; None leaves one out.
+
+    Raises:
+        WeightsError: The denoiser has nothing around it, or a component is missing or corrupt.
+    """
+    import diffusers
+
+    if not layout.source:
+        raise WeightsError("a denoiser of a size for measuring has no pipeline around it; choose other weights")
+    cls = getattr(diffusers, layout.family.pipeline)
+    with opened(layout.source, layout.family.pipeline):
+        index = cls.load_config(layout.source)
+        t5 = layout.family.t5
+        optional = (t5, t5.replace("text_encoder", "tokenizer")) if t5 else ()
+        # What such a pipeline lacks has to be said, or it is missed.
+        absent = {name: None for name in optional if not any(index.get(name) or ())}
+        return cls.from_pretrained(layout.source, dtype=dtype, use_safetensors=True, **{**absent, **parts})
 
 
 @contextmanager
 def opened(source: str, component: str) -> Iterator[None]:
-    """Turn what the libraries raise into one sentence, and keep their bars and reports back.
+    """Turn what the libraries raise into one sentence.
 
     Raises:
         WeightsError: Always in place of what was raised.
     """
-    from diffusers.utils import logging as of_diffusers
-    from safetensors import SafetensorError
-    from transformers.utils import logging as of_transformers
+    is_local = Path(source).expanduser().is_dir()  # downloads show how far they are
+    with (
+        in_one_sentence(f"backbone.weights: '{component}' of '{source}' cannot be opened", WeightsError),
+        quiet() if is_local else nullcontext(),
+    ):
+        yield
 
-    libraries: tuple[Any, ...] = (of_diffusers, of_transformers)
-    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+
+@contextmanager
+def in_one_sentence(sentence: str, kind: type[PeftModalError]) -> Iterator[None]:
+    """Put a sentence before the first line of what the libraries raise.
+
+    Raises:
+        PeftModalError: `kind`, in place of what was raised.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except PeftModalError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, SafetensorError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise kind(f"{sentence}: {first}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and advice of the libraries inside."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
-        library.set_verbosity(logging.CRITICAL)
+        library.set_verbosity(
+            logging.CRITICAL
+        )  # reports of what a file lacks are warnings and errors, and ours to make
         library.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise WeightsError(f"backbone.weights: '{component}' of '{source}' cannot be opened: {first}") from error
     finally:
-        for library, verbosity, shows_bars in before:
+        for library, (verbosity, shows) in zip(libraries, before, strict=True):
             library.set_verbosity(verbosity)
-            if shows_bars:
+            if shows:
                 library.enable_progress_bar()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from peft_modal.registry import Entry, Plugin
+from peft_modal.registry import Entry, Flag, Plugin
 
 _NEEDS: Final = ("diffusers", "transformers")
 
@@ -52,5 +52,33 @@ PLUGIN: Final = Plugin(
             summary="Rebuild pictures through latents.",
             paper="Rombach et al., High-Resolution Image Synthesis with Latent Diffusion, CVPR 2022, arXiv:2112.10752",
         ),
+    },
+    exporters={
+        "diffusers": Entry(
+            "peft_modal_diffusion.exporting:export_diffusers",
+            summary="LoRA and DoRA as diffusers saves them (pipeline.load_lora_weights); --out is a folder, or a "
+            ".safetensors file.",
+            requires=("diffusers", "transformers", "peft"),
+        ),
+        "kohya": Entry(
+            "peft_modal_diffusion.exporting:export_kohya",
+            summary="LoRA as kohya's scripts save it, for ComfyUI and the web UIs; --out likewise.",
+            requires=("diffusers", "transformers", "peft"),
+        ),
+        "delta": Entry(
+            "peft_modal_diffusion.delta:export_delta",
+            summary="The changed entries of a sparse adapter such as SaRA's; apply_delta of "
+            "peft_modal_diffusion.delta adds them to a pipeline of diffusers.",
+            requires=_NEEDS,
+        ),
+    },
+    importer="peft_modal_diffusion.importing:read_lora_file",
+    predict_flags={
+        "prompt": Flag("what to draw; repeat it for several", metavar="TEXT", repeatable=True),
+        "negative": Flag("what pictures shall not show", metavar="TEXT"),
+        "count": Flag("pictures of each prompt (default 1), with the seeds from --seed on", "N", "integer"),
+        "steps": Flag("steps of the sampler (default: task.sample_steps)", "N", "integer"),
+        "guidance": Flag("classifier-free guidance, 1 for none (default: task.guidance)", "NUMBER", "number"),
+        "size": Flag("of the pictures in pixels: WIDTHxHEIGHT, or one number (default: the model's)", metavar="SIZE"),
     },
 )

@@ -17,8 +17,10 @@ from peft_modal.errors import ConfigError
 from peft_modal.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from peft_modal.report import Section
 from peft_modal.tasks.base import Stage, Task
+from peft_modal.tasks.predicting import PredictRequest
 from peft_modal_diffusion.backbone import StableDiffusion
 from peft_modal_diffusion.data import Pictures, Subject
+from peft_modal_diffusion.drawing import draw_request
 from peft_modal_diffusion.generation import Sampling, generate, make_class_pictures
 from peft_modal_diffusion.latents import TextCache
 from peft_modal_diffusion.objectives import (
@@ -168,8 +170,7 @@ class TextToImage(Task):
             ConfigError: The data's pictures cannot be cached.
         """
         _ = self.objective
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        assert device is not None
+        device = _device()
         if isinstance(data, Subject):
             self._to(device)
             make_class_pictures(self.backbone, data, self.sampling)  # type: ignore[arg-type]
@@ -190,6 +191,8 @@ class TextToImage(Task):
 
     def _to(self, device: torch.device) -> None:
         self.backbone.to(device)
+        for adapter in self.backbone.adapters.values():
+            adapter.to(device)
         self.surroundings.to(device)
 
     def on_fit_start(self) -> None:
@@ -272,6 +275,12 @@ class TextToImage(Task):
     def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Denoised) -> None:
         """The loss is the metric; what pictures look like is told by the report."""
 
+    def predict_with(self, request: PredictRequest) -> list[dict[str, Any]]:
+        """Draw pictures of prompts; one row for each."""
+        assert isinstance(self.backbone, StableDiffusion)
+        self._to(_device())
+        return draw_request(self.backbone, request, self.sampling)
+
     def _predict(self, noisy: NoisyBatch, text: Mapping[str, Tensor]) -> Tensor:
         return self.head(self.backbone({"sample": noisy.noisy, "time": noisy.time, **text}))
 
@@ -332,6 +341,11 @@ class TextToImage(Task):
             factor = 2 ** (len(self.surroundings["vae"].config.block_out_channels) - 1)
             size = tuple(factor * side for side in batch["latent_mean"].shape[2:])
         return torch.tensor([(*size, 0, 0, *size)] * len(batch["caption"]))
+
+
+def _device() -> torch.device:
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device or torch.device("cpu")
 
 
 def _normal(shape: torch.Size, generators: list[Generator] | None) -> Tensor:

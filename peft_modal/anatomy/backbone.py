@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,6 +14,7 @@ from peft_modal.anatomy.anatomy import Anatomy
 from peft_modal.anatomy.context import Context, Contexts
 from peft_modal.anatomy.layout import Features, FeatureSpec
 from peft_modal.anatomy.registered import registered
+from peft_modal.files import write_tensors
 
 FrozenMode = Literal["eval", "reference"]
 
@@ -31,6 +33,8 @@ class Backbone(nn.Module, ABC):
     """
 
     modality: ClassVar[str] = ""
+    merged_is_folder: ClassVar[bool] = False
+    """Whether `save_merged` writes a folder, not a `.safetensors` file."""
 
     def __init__(self, network: nn.Module, anatomy: Anatomy, *, frozen_mode: FrozenMode = "eval") -> None:
         super().__init__()
@@ -69,6 +73,16 @@ class Backbone(nn.Module, ABC):
         merged weights, which are a plain file, find a network that fits.
         """
         return {}
+
+    def save_merged(self, path: Path, state: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+        """Write merged weights so that `weights=<path>` loads them.
+
+        Args:
+            path: A file, or where `merged_is_folder` a folder that does not exist or is empty.
+            state: The network's tensors, in the type that they are stored in; the network itself holds the same values.
+            document: What the file says of itself.
+        """
+        write_tensors(path, state, document)
 
     def blocks_for_checkpointing(self, *, enabled: bool) -> None:
         """Switch gradient checkpointing (non-reentrant) of the network's blocks.

@@ -69,7 +69,7 @@ def _dispatch(arguments: list[str]) -> int:
     if verb.startswith("-"):
         known = ["--help", "--version"]
         raise ConfigError(f"a verb must come first ({', '.join(VERBS)}), got '{verb}'; {nearest(verb, known)}")
-    return _run(parse(verb, rest))
+    return _run(parse(verb, rest, plugins=default_registry))
 
 
 def _run(options: Options) -> int:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from peft_modal.anatomy import Backbone
-from peft_modal.api import Model, build, load
+from peft_modal.api import Model, build, load_stack
 from peft_modal.attach import merge_
 from peft_modal.cli.options import Options
 from peft_modal.cli.output import write, write_json
 from peft_modal.compose import Composed, Node, compose
 from peft_modal.errors import ConfigError, MergeError, WeightsError
-from peft_modal.files import Header, fingerprint, save_adapter, write_tensors
+from peft_modal.files import Header, fingerprint, read_index, save_adapter
 from peft_modal.tasks.tensors import tensors_of
 from peft_modal.testing.dry_run import no_attention_fast_path
 
@@ -43,21 +43,19 @@ def merge(options: Options) -> int:
     """Write the merged backbone, and an adapter file with the head that goes with it.
 
     Raises:
-        ConfigError: `--out` is no name of a safetensors file, or the input itself.
+        ConfigError: `--out` does not suit the backbone, or is the input itself.
         MergeError: The method has no equivalent in plain weights, or a weight does not fit the type.
     """
     assert options.adapter is not None
     assert options.out is not None
     out = options.out
-    if out.suffix != _SUFFIX:
-        raise ConfigError(f"--out: '{out}' does not end in {_SUFFIX}, by which backbones know the format.")
-    head_file = out.with_name(out.stem + ".head" + _SUFFIX)
-    if options.adapter.resolve() in {out.resolve(), head_file.resolve()}:
+    head_file = _head_file(out, options.adapter)
+    if {path.resolve() for path, _ in options.adapters} & {out.resolve(), head_file.resolve()}:
         raise ConfigError(f"--out: merging into '{out}' would overwrite the adapter file itself.")
-    model = load(options.adapter)
+    model = load_stack([(path, options.alpha if weight is None else weight) for path, weight in options.adapters])
     deviation, state = _fold(model, _DTYPES[options.dtype])
     node = _node_with_weights(model.composed.nodes["backbone"], model.backbone, out)
-    write_tensors(out, state, {"kind": "backbone", "backbone": node})
+    model.backbone.save_merged(out, state, {"kind": "backbone", "backbone": node})
     _write_head(model, node, head_file)
     if options.json:
         write_json({
@@ -69,11 +67,32 @@ def merge(options: Options) -> int:
     write(f"head            {head_file}")
     write(f"deviation       weights {deviation.weights:.2g}; features {deviation.features:.2g} "
           f"({deviation.features_relative:.2g} of the largest)")  # fmt: skip
-    sizes = " ".join(f"--backbone.{key}={_plain(value)}" for key, value in model.backbone.architecture().items())
+    sizes = " ".join(
+        f"--backbone.{key}={_plain(value)}" for key, value in model.backbone.architecture().items() if value is not None
+    )
     write("\n")
-    write(f"predict with it     peft-modal predict --adapter {head_file} --input PATH --out DIR")
+    write(f"predict with it     peft-modal predict --adapter {head_file} ... --out DIR")
     write(f"train on from it    peft-modal fit ... --backbone.weights={out}{' ' + sizes if sizes else ''}")
     return 0
+
+
+def _head_file(out: Path, adapter: Path) -> Path:
+    """Where the head goes, when `out` suits the backbone's kind of merged weights.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    _, header = read_index(adapter)
+    backbone: type[Backbone] = compose(header.config).nodes["backbone"].cls
+    if backbone.merged_is_folder:
+        if out.suffix == _SUFFIX:
+            raise ConfigError(f"--out: '{out}' is the name of a file; this backbone's merged weights are a folder.")
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise ConfigError(f"--out: '{out}' exists; name a new folder.")
+        return out.with_name(out.name + ".head" + _SUFFIX)
+    if out.suffix != _SUFFIX:
+        raise ConfigError(f"--out: '{out}' does not end in {_SUFFIX}, by which backbones know the format.")
+    return out.with_name(out.stem + ".head" + _SUFFIX)
 
 
 def _fold(model: Model, dtype: torch.dtype) -> tuple[Deviation, dict[str, Tensor]]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
+from peft_modal.cli.plugin_options import flag_names, flags_text, formats_text
 from peft_modal.compose.merge import TOP_LEVEL, split_overrides
 from peft_modal.errors import ConfigError, nearest
-from peft_modal.registry import NOUNS, Noun
+from peft_modal.registry import NOUNS, Noun, Registry, default_registry
 
 PROGRAM: Final = "peft-modal"
 KINDS: Final = ("modalities", "methods", "heads", "backbones", "tasks", "data", "configs")
@@ -28,6 +30,9 @@ class Options:
     overrides: tuple[str, ...] = ()
     """`a.b=value` for `peft_modal.compose.compose`, in order."""
     adapter: Path | None = None
+    """The adapter file, or the first of several."""
+    adapters: tuple[tuple[Path, float | None], ...] = ()
+    """Adapter files with their weights, of the verbs that stack them."""
     input: Path | None = None
     out: Path | None = None
     overwrite: bool = False
@@ -61,6 +66,10 @@ class Options:
     """The only kind that `list` shows."""
     name: str | None = None
     """Of the plugin that `new-plugin` writes."""
+    alpha: float | None = None
+    """Weight of adapters that have none of their own."""
+    flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What was typed for flags of `predict` that plugins declare."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,10 @@ class _Verb:
     required: tuple[str, ...] = ()
     notes: str = ""
     """Stands below the options in the verb's help."""
+    stacks: bool = False
+    """Whether several adapters may be given, with weights."""
+    plugin_notes: Callable[[Registry], str] | None = None
+    """What plugins add to it; stands below the notes."""
 
 
 _INSPECT_HELP: Final = """\
@@ -85,9 +98,10 @@ Nothing is downloaded or read but the file named: neither weights nor data need 
 
 """
 _MERGE_HELP: Final = """\
-Writes the backbone with the adapter folded in, in the backbone's own checkpoint layout:
---backbone.weights=OUT starts another run from it. Beside it, OUT's name with `.head.safetensors`
-is an adapter file with the head alone, so that test and predict --adapter go on working.
+Writes the backbone with the adapter folded in, in the backbone's own checkpoint layout: a file, or the
+folder of a complete pipeline (diffusion). --backbone.weights=OUT starts another run from it. Beside it,
+OUT's name with `.head.safetensors` is an adapter file with the head alone, so that test and predict
+--adapter go on working.
 Computed in float64, rounded once to --dtype; the deviations of weights and of features are printed.
 
 """
@@ -112,18 +126,21 @@ _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
             required=("--adapter",),
         ),
         "predict": _Verb(
-            "run an adapter on files of your own",
+            "run an adapter on files of your own, or let it draw what you describe",
             "peft_modal.cli.run:predict",
-            ("--adapter", "--input", "--out", "--json"),
-            required=("--adapter", "--input", "--out"),
+            ("--adapter", "--alpha", "--input", "--out", "--json"),
+            required=("--adapter", "--out"),
+            stacks=True,
+            plugin_notes=flags_text,
         ),
         "merge": _Verb(
             "fold an adapter into plain weights",
             "peft_modal.cli.merge:merge",
-            ("--adapter", "--out", "--dtype", "--json"),
+            ("--adapter", "--alpha", "--out", "--dtype", "--json"),
             overrides=False,
             required=("--adapter", "--out"),
             notes=_MERGE_HELP,
+            stacks=True,
         ),
         "inspect": _Verb(
             "what would be trained, at what cost; what an adapter file says; how a backbone is built",
@@ -161,9 +178,10 @@ _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
             ("--adapter", "--format", "--out", "--json"),
             overrides=False,
             required=("--adapter", "--out"),
+            plugin_notes=formats_text,
         ),
         "import": _Verb(
-            "make an adapter file of a LoRA folder of Hugging Face peft",
+            "make an adapter file of a LoRA folder of Hugging Face peft, or of a LoRA file of diffusers or kohya",
             "peft_modal.cli.export:import_lora",
             ("--config", "--input", "--out", "--json"),
             required=("--config", "--input", "--out"),
@@ -184,6 +202,34 @@ _VERBS: Final[Mapping[str, _Verb]] = MappingProxyType(
 )
 VERBS: Final = tuple(_VERBS)
 
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is no number")
+    return value
+
+
+def _weighted(text: str) -> tuple[Path, float | None]:
+    """`FILE` or `FILE:WEIGHT`; a file whose whole name this is comes first."""
+    file, colon, weight = text.rpartition(":")
+    if colon and not Path(text).exists():
+        try:
+            return Path(file), _finite(weight)
+        except argparse.ArgumentTypeError:
+            pass  # a path that is not there, which is said when it is opened
+    return Path(text), None
+
+
+_STACKED: Final = {
+    "action": "append", "type": _weighted, "metavar": "FILE[:WEIGHT]",
+    "help": "adapter file (.safetensors); repeat it to stack several, each with a factor of its effect if you like",
+}  # fmt: skip
+"""`--adapter` of the verbs that stack."""
+
 _ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     "kind": {"nargs": "?", "metavar": "KIND", "help": "show only one of: " + ", ".join(KINDS)},
     "name": {"metavar": "NAME", "help": "of the package and its modality, such as sleep_eeg"},
@@ -194,9 +240,10 @@ _ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({
     "--input": {"type": Path, "metavar": "PATH", "help": "file or folder to predict on, or to import"},
     "--out": {"type": Path, "metavar": "PATH",
               "help": "where results go; default runs/<config or adapter's folder-verb>/<time>, new-plugin: NAME"},
-    "--format": {"choices": ["peft"], "default": "peft",
-                 "help": "peft (default): a folder that Hugging Face peft loads, for LoRA and DoRA; the head, for "
-                         "which it has no place, goes into rest.safetensors beside it"},
+    "--alpha": {"type": _finite, "metavar": "WEIGHT",
+                "help": "factor of the effect of adapters that name none of their own"},
+    "--format": {"default": Options.format, "metavar": "NAME",
+                 "help": f"one of the formats below (default {Options.format})"},
     "--classes": {"type": int, "metavar": "N", "help": "number of classes, where the data cannot tell unread"},
     "--batch-size": {"type": int, "metavar": "N", "help": "of the estimate (default: that of the data)"},
     "--dtype": {"choices": ["float32", "float16", "bfloat16"], "default": "float32",
@@ -267,8 +314,13 @@ def handler_of(verb: str) -> str:
     return _VERBS[verb].handler
 
 
-def parse(verb: str, arguments: Sequence[str]) -> Options:
+def parse(verb: str, arguments: Sequence[str], *, plugins: Callable[[], Registry] = default_registry) -> Options:
     """Read the arguments after the verb; `--help` prints and leaves by SystemExit.
+
+    Args:
+        verb: The verb.
+        arguments: What follows it.
+        plugins: Gives the registry, for the verbs that plugins add options to.
 
     Raises:
         ConfigError: The verb or an option is unknown, a value is missing, or a required option is.
@@ -279,24 +331,40 @@ def parse(verb: str, arguments: Sequence[str]) -> Options:
     parser = _Parser(
         prog=f"{PROGRAM} {verb}",
         description=spec.summary[0].upper() + spec.summary[1:] + ".",
-        epilog=spec.notes + (_OVERRIDES_HELP if spec.overrides else "") or None,
+        epilog=spec.notes
+        + (spec.plugin_notes(plugins()) if spec.plugin_notes else "")
+        + (_OVERRIDES_HELP if spec.overrides else "")
+        or None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     for name in spec.options:
-        settings: dict[str, Any] = {**_ARGUMENTS[name]}
+        settings: dict[str, Any] = {**(_STACKED if spec.stacks and name == "--adapter" else _ARGUMENTS[name])}
         if name in spec.required:
             settings["required"] = True
         parser.add_argument(name, **settings)
+    flags = flag_names(plugins()) if verb == "predict" else {}
+    for name in flags:  # shown by `plugin_notes`, by modality
+        parser.add_argument(f"--{name}", dest=f"--{name}", action="append", help=argparse.SUPPRESS)
     others, overrides = split_overrides(arguments) if spec.overrides else (list(arguments), [])
-    values, unknown = parser.parse_known_args(_checked(others, spec))
+    values, unknown = parser.parse_known_args(_checked(others, spec, flags))
     if unknown:
         raise ConfigError(f"{parser.prog}: unexpected argument '{unknown[0]}'; see {parser.prog} --help.")
     found = vars(values)
     if found.get("kind") not in {None, *KINDS}:
         raise ConfigError(f"{parser.prog}: unknown kind '{found['kind']}'; {nearest(found['kind'], KINDS)}")
+    if "format" in found and found["format"] not in plugins().formats():
+        wanted = str(found["format"])
+        raise ConfigError(f"{parser.prog}: --format: unknown format '{wanted}'; {nearest(wanted, plugins().formats())}")
+    given = {name: found.pop(f"--{name}") for name in flags}
+    if spec.stacks:
+        found["adapters"] = tuple(found["adapter"])
+        found["adapter"] = found["adapters"][0][0]
     config = tuple(found.pop("config", ()))
-    return Options(verb=verb, config=config, overrides=tuple(overrides), **found)
+    return Options(
+        verb=verb, config=config, overrides=tuple(overrides),
+        flags={name: tuple(texts) for name, texts in given.items() if texts}, **found,
+    )  # fmt: skip
 
 
 def requested_help(arguments: Sequence[str]) -> tuple[Noun, str | None] | None:
@@ -311,13 +379,13 @@ def requested_help(arguments: Sequence[str]) -> tuple[Noun, str | None] | None:
     return None
 
 
-def _checked(arguments: list[str], spec: _Verb) -> list[str]:
+def _checked(arguments: list[str], spec: _Verb, flags: Iterable[str]) -> list[str]:
     """`arguments`, when every option among them is known.
 
     Raises:
         ConfigError: Names every unknown option and the nearest known one.
     """
-    known = {*spec.options, "--help", *(f"--{key}" for key in TOP_LEVEL if spec.overrides)}
+    known = {*spec.options, "--help", *(f"--{key}" for key in TOP_LEVEL if spec.overrides), *(f"--{f}" for f in flags)}
     problems = []
     for argument in arguments:
         option = argument.partition("=")[0]

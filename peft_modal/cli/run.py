@@ -7,17 +7,20 @@ import io
 import json
 from typing import Any
 
-from peft_modal.api import Model, load
+from peft_modal.api import Model, load, load_stack
 from peft_modal.cli.options import Options
 from peft_modal.cli.output import write, write_json
+from peft_modal.cli.plugin_options import read_flags
 from peft_modal.compose import compose
 from peft_modal.errors import ConfigError, DataError
 from peft_modal.files import write_text
+from peft_modal.registry import default_registry
 from peft_modal.running.faults import in_sentences
 from peft_modal.running.fit import describe
 from peft_modal.running.fit import fit as run_fit
 from peft_modal.running.folder import open_folder, open_measure_folder
 from peft_modal.running.measure import STAGES, Verb, measure
+from peft_modal.tasks.predicting import PredictRequest
 
 
 def fit(options: Options) -> int:
@@ -48,15 +51,38 @@ def test(options: Options) -> int:
 
 
 def predict(options: Options) -> int:
-    """Write predictions of a file or a folder of files as CSV and JSON.
+    """Write predictions of files, or what the task makes of the modality's own options.
 
     Raises:
-        ConfigError: The data reads no files, or the task predicts nothing that could be written.
+        ConfigError: An option does not belong to the adapter, or the task predicts nothing that could be written.
     """
-    assert options.input is not None
     assert options.out is not None
-    model = _load(options)
+    adapters = [(path, options.alpha if weight is None else weight) for path, weight in options.adapters]
+    model = _overridden(load_stack(adapters), options)
+    flags = read_flags(options.flags, default_registry(), model.backbone.modality)
     task: Any = model.task().eval()
+    if hasattr(task, "predict_with"):
+        named = tuple((str(path), 1.0 if weight is None else weight) for path, weight in adapters)
+        request = PredictRequest(options.out, options.input, flags, model.composed.seed, named)
+        with in_sentences():
+            rows: list[dict[str, Any]] = task.predict_with(request)
+        told = f"{len(rows)} files written: {options.out}"
+    elif flags:
+        raise ConfigError(f"--{next(iter(flags))}: task '{model.composed.nodes['task'].name}' has no use for it")
+    else:
+        rows = _predict_files(model, task, options)
+        told = f"{len(rows)} files predicted: {options.out / 'predictions.csv'}, {options.out / 'predictions.json'}"
+    if options.json:
+        write_json(rows)
+    else:
+        write(told)
+    return 0
+
+
+def _predict_files(model: Model, task: Any, options: Options) -> list[dict[str, Any]]:  # noqa: ANN401
+    assert options.out is not None
+    if options.input is None:
+        raise ConfigError("peft-modal predict: --input PATH is missing: this adapter predicts on files")
     data = model.composed.nodes["data"].build()
     if not hasattr(data, "predict_items"):
         raise ConfigError(f"data '{model.composed.nodes['data'].name}' cannot read files to predict on")
@@ -70,16 +96,12 @@ def predict(options: Options) -> int:
     rows = [{"path": str(path), **row} for path, row in zip(paths, rows, strict=True)]
     write_text(options.out / "predictions.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     write_text(options.out / "predictions.csv", _csv(rows))
-    if options.json:
-        write_json(rows)
-    else:
-        write(f"{len(rows)} files predicted: {options.out / 'predictions.csv'}, {options.out / 'predictions.json'}")
-    return 0
+    return rows
 
 
 def _measure(options: Options, verb: Verb) -> int:
     assert options.adapter is not None
-    model = _load(options)
+    model = _overridden(load(options.adapter), options)
     folder = open_measure_folder(options.out, adapter=options.adapter, verb=verb, overwrite=options.overwrite)
     data = model.composed.nodes["data"].build()
     with in_sentences():
@@ -103,9 +125,7 @@ def _measure(options: Options, verb: Verb) -> int:
     return 0
 
 
-def _load(options: Options) -> Model:
-    assert options.adapter is not None
-    model = load(options.adapter)
+def _overridden(model: Model, options: Options) -> Model:
     if options.overrides:
         assert model.header is not None
         changed = compose(model.header.config, overrides=options.overrides)

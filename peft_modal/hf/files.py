@@ -160,32 +160,39 @@ def _config(pairs: Mapping[str, Pair], adapter: Adapter) -> dict[str, Any]:
     from peft import LoraConfig
 
     modules = {path: pair for path, pair in pairs.items() if not path.endswith(_OUT_PROJ)}
-    rank = Counter(pair.rank for pair in modules.values()).most_common(1)[0][0]
-    scale = Counter(pair.scale for pair in modules.values()).most_common(1)[0][0]
-    # peft takes a pattern for the end of a path and the first that fits; the longer one is the more exact.
-    paths = sorted(modules, key=lambda path: (-len(path), path))
-    ranks = {re.escape(path): modules[path].rank for path in paths if modules[path].rank != rank}
-    alphas = {
-        re.escape(path): modules[path].scale * modules[path].rank
-        for path in paths
-        if modules[path].scale * modules[path].rank != scale * rank
-    }
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=scale * rank,  # type: ignore[arg-type]
-        target_modules=_targets(sorted(modules), adapter), rank_pattern=ranks,
-        alpha_pattern=alphas, use_dora=any(pair.magnitude is not None for pair in modules.values()),
-        inference_mode=True,
-    )  # fmt: skip
+    names = [path for path, _ in adapter.backbone.network.named_modules()]
+    config = LoraConfig(**lora_settings(modules, names), inference_mode=True)
     written: dict[str, Any] = config.to_dict()  # type: ignore[no-untyped-call]
     written["peft_type"] = "LORA"
     return {key: sorted(value) if isinstance(value, set) else value for key, value in written.items()}
 
 
-def _targets(paths: list[str], adapter: Adapter) -> list[str] | str:
+def lora_settings(pairs: Mapping[str, Pair], names: Iterable[str]) -> dict[str, Any]:
+    """Arguments of peft's `LoraConfig` that make of pairs what they are here.
+
+    Args:
+        pairs: By the path of their module.
+        names: Paths of all modules of the network.
+    """
+    rank = Counter(pair.rank for pair in pairs.values()).most_common(1)[0][0]
+    scale = Counter(pair.scale for pair in pairs.values()).most_common(1)[0][0]
+    # peft takes a pattern for the end of a path and the first that fits; the longer one is the more exact.
+    paths = sorted(pairs, key=lambda path: (-len(path), path))
+    alphas = {path: pairs[path].scale * pairs[path].rank for path in paths}
+    return {
+        "r": rank,
+        "lora_alpha": scale * rank,
+        "target_modules": _targets(sorted(pairs), names),
+        "rank_pattern": {re.escape(path): pairs[path].rank for path in paths if pairs[path].rank != rank},
+        "alpha_pattern": {re.escape(path): alpha for path, alpha in alphas.items() if alpha != scale * rank},
+        "use_dora": any(pair.magnitude is not None for pair in pairs.values()),
+    }
+
+
+def _targets(paths: list[str], names: Iterable[str]) -> list[str] | str:
     """The modules' full paths; as one expression where the end of another module's path is the same."""
     chosen = set(paths)
-    for path, _ in adapter.backbone.network.named_modules():
+    for path in names:
         if path not in chosen and any(path.endswith(f".{target}") for target in paths):
             return "|".join(re.escape(target) for target in paths)
     return paths

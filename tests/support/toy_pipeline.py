@@ -1,22 +1,20 @@
 """Complete diffusers pipelines at toy size, with random weights: every part real, nothing of this project in them.
 
-    from toy_pipeline import save_toy_pipeline, WORDS
+    from toy_pipeline import WORDS, open_plain, save_toy_pipeline
 
     folder = save_toy_pipeline(tmp_path / "toy", "toy")     # 'toy', 'toy_xl', 'toy_sd3' or 'toy_sd35'
 
 writes what `save_pretrained` writes of a `StableDiffusionPipeline`, `...XLPipeline` or `...3Pipeline`: a denoiser and
 text encoders of the sizes that `architecture` names, their tokenizers, an autoencoder of factor 2 and a scheduler; the
-same values in every call. `--backbone.weights=FOLDER` opens it, and so does diffusers itself
-(`DiffusionPipeline.from_pretrained(folder)`; version 3 has no T5 here, which diffusers wants to be told:
-`text_encoder_3=None, tokenizer_3=None`).
+same values in every call. `--backbone.weights=FOLDER` opens it, and `open_plain(FOLDER)` with diffusers alone.
 
-Tests do not call it but take the session's copies, which nobody changes (`tests/diffusion/conftest.py`):
+Tests do not call `save_toy_pipeline` but take copies that nobody changes (`tests/diffusion/conftest.py`):
 
     def test_something(toy_folders: Callable[[str], Path]) -> None:
         folder = toy_folders("toy_xl")
 
-Pictures are 16 pixels wide; `dimensions` are those of `SIZES[name]`. A text has at most 4 tokens between start and end,
-and each of `WORDS` is one token; every other word is the unknown token.
+Pictures are 16 pixels wide, latents 8. A text has at most 4 tokens between start and end, and each of `WORDS` is one
+token; every other word is the unknown token. Version 3 comes without T5.
 """
 
 from __future__ import annotations
@@ -80,6 +78,14 @@ def save_toy_pipeline(folder: Path, size: str = "toy", *, scheduler: Mapping[str
     pipeline = getattr(diffusers, family.pipeline)(**parts, scheduler=sampler)
     pipeline.save_pretrained(folder)
     return folder
+
+
+def open_plain(folder: Path, **options: Any) -> Any:
+    """The pipeline of a folder as any program opens it, without this project."""
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if (folder / "transformer").is_dir() else {}
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **absent, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def _tokenizer(config: Mapping[str, Any]) -> CLIPTokenizer:

@@ -1,0 +1,26 @@
+"""What `predict` hands to a task that does more than read files and classify them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """What was asked for; a task with a method `predict_with(request)` answers with one JSON row for each result.
+
+    Such a task writes its files into `out` itself, and says in a `ConfigError` what is missing or does not belong.
+    """
+
+    out: Path
+    input: Path | None
+    """File or folder to read, if one was named."""
+    flags: Mapping[str, Any]
+    """Values of the modality's own options (`Plugin.predict_flags`) that were given."""
+    seed: int
+    """Of everything random."""
+    adapters: tuple[tuple[str, float], ...]
+    """Adapter files as typed, with their weights; for what the results say of their origin."""
