@@ -164,10 +164,11 @@ def open_model(cls: Any, source: str, component: str = "", *, library: str = "di
         model, found = cls.from_pretrained(
             source, subfolder=component, use_safetensors=True, output_loading_info=True, **options
         )
-        # The libraries fill what is missing with random numbers.
-        if found["missing_keys"]:
-            first, *others = sorted(found["missing_keys"])
-            raise ValueError(f"it has no '{first}'" + (f", nor {len(others)} other tensors" if others else ""))
+    # The libraries fill what is missing with random numbers.
+    if found["missing_keys"]:
+        first, *others = sorted(found["missing_keys"])
+        more = f", nor {len(others)} other tensors" if others else ""
+        raise WeightsError(f"{_cannot(source, component or cls.__name__)}: it has no '{first}'{more}")
     return model
 
 
@@ -205,10 +206,14 @@ def opened(source: str, component: str) -> Iterator[None]:
     """
     is_local = Path(source).expanduser().is_dir()  # downloads show how far they are
     with (
-        in_one_sentence(f"backbone.weights: '{component}' of '{source}' cannot be opened", WeightsError),
+        in_one_sentence(_cannot(source, component), WeightsError),
         quiet() if is_local else nullcontext(),
     ):
         yield
+
+
+def _cannot(source: str, component: str) -> str:
+    return f"backbone.weights: '{component}' of '{source}' cannot be opened"
 
 
 @contextmanager
