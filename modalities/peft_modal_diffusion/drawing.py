@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,25 +21,40 @@ _MULTIPLE: Final = 8
 """Sides that every sampler of diffusers takes are multiples of this."""
 
 
+def check_request(request: PredictRequest) -> None:
+    """Refuse what cannot be drawn.
+
+    Raises:
+        ConfigError: There is no prompt, or a flag is out of its range.
+    """
+    flags, problems = request.flags, []
+    if request.input is not None:
+        problems.append("--input: this adapter draws pictures and reads no files; say with --prompt what to draw")
+    elif not flags.get("prompt"):
+        problems.append('--prompt is missing: say what to draw, as in --prompt "a photo of a dog"')
+    problems += [f"--{name}: {flags[name]} is below 1" for name in ("count", "steps") if flags.get(name, 1) < 1]
+    if not 0 <= flags.get("guidance", 1.0) < math.inf:
+        problems.append(f"--guidance: {flags['guidance']} is no number from 0 on; 4 to 8 are usual")
+    if "size" in flags and _size(flags["size"]) is None:
+        problems.append(
+            f"--size: '{flags['size']}' is neither WIDTHxHEIGHT nor one number; sides are multiples of {_MULTIPLE}"
+        )
+    if problems:
+        raise ConfigError(*problems)
+
+
 def draw_request(backbone: StableDiffusion, request: PredictRequest, sampling: Sampling) -> list[dict[str, Any]]:
     """Draw what was asked for into `<prompt number>-<seed>.png`.
 
     Args:
         backbone: With its weights; adapters act.
-        request: Its flags are those of the plugin.
+        request: Checked; its flags are those of the plugin.
         sampling: How, where flags say nothing.
 
     Returns:
         A row for each picture: its path and all that its file says of itself.
-
-    Raises:
-        ConfigError: There is no prompt, or a flag is out of its range.
     """
     flags = request.flags
-    prompts: tuple[str, ...] = flags.get("prompt", ())
-    problems = _problems(request, prompts)
-    if problems:
-        raise ConfigError(*problems)
     sampling = replace(sampling, **_changes(flags))
     origin = {
         "adapters": [{"file": file, "weight": weight} for file, weight in request.adapters],
@@ -46,7 +62,7 @@ def draw_request(backbone: StableDiffusion, request: PredictRequest, sampling: S
         "peft_modal": __version__,
     }
     seeds = range(request.seed, request.seed + flags.get("count", 1))
-    wanted = [(number, prompt, seed) for number, prompt in enumerate(prompts) for seed in seeds]
+    wanted = [(number, prompt, seed) for number, prompt in enumerate(flags["prompt"]) for seed in seeds]
     rows = []
     with progress("pictures", len(wanted)) as advance:
         for start in range(0, len(wanted), _AT_ONCE):
@@ -60,22 +76,6 @@ def draw_request(backbone: StableDiffusion, request: PredictRequest, sampling: S
                 rows.append({"path": str(path), **settings})
             advance(len(part))
     return rows
-
-
-def _problems(request: PredictRequest, prompts: tuple[str, ...]) -> list[str]:
-    flags, problems = request.flags, []
-    if request.input is not None:
-        problems.append("--input: this adapter draws pictures and reads no files; say with --prompt what to draw")
-    elif not prompts:
-        problems.append('--prompt is missing: say what to draw, as in --prompt "a photo of a dog"')
-    problems += [f"--{name}: {flags[name]} is below 1" for name in ("count", "steps") if flags.get(name, 1) < 1]
-    if not 0 <= flags.get("guidance", 1.0) < float("inf"):
-        problems.append(f"--guidance: {flags['guidance']} is no number from 0 on; 4 to 8 are usual")
-    if "size" in flags and _size(flags["size"]) is None:
-        problems.append(
-            f"--size: '{flags['size']}' is neither WIDTHxHEIGHT nor one number; sides are multiples of {_MULTIPLE}"
-        )
-    return problems
 
 
 def _changes(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def export_kohya(model: Model, out: Path) -> Exported:
         )
     tensors: dict[str, Tensor] = {}
     for part, found in parts.items():
-        for path, pair in found.items():
+        for path, pair in (found if part == family.denoiser else _readable(found)).items():
             name = _kohya_name(part, path, family)
             tensors |= {
                 f"{name}.lora_down.weight": pair.down.contiguous(),
@@ -143,6 +143,20 @@ def _diffusers_names(path: str, pair: Pair, *, is_text: bool) -> list[tuple[str,
     named = [(f"{path}.{down}.weight", pair.down), (f"{path}.{up}.weight", pair.up)]
     vector = "lora_magnitude_vector.weight" if is_text else "lora_magnitude_vector"
     return named if pair.magnitude is None else [*named, (f"{path}.{vector}", pair.magnitude)]
+
+
+def _readable(pairs: Mapping[str, Pair]) -> Mapping[str, Pair]:
+    """Pairs of a text encoder, with one of zeros where diffusers would else not read them.
+
+    diffusers 0.42 recognises projections of the attention in this layout by an output projection among them.
+    """
+    attention = [path.rpartition(".")[0] for path in pairs if path.endswith((".q_proj", ".k_proj", ".v_proj"))]
+    if not attention or any(path.endswith(".out_proj") for path in pairs):
+        return pairs
+    one = next(pair for path, pair in pairs.items() if path.startswith(attention[0]))
+    # Projections of CLIP's attention are square.
+    zeros = replace(one, down=torch.zeros_like(one.down), up=torch.zeros_like(one.up))
+    return {**pairs, f"{attention[0]}.out_proj": zeros}
 
 
 def _kohya_name(part: str, path: str, family: Family) -> str:

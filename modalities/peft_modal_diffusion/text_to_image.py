@@ -20,7 +20,7 @@ from peft_modal.tasks.base import Stage, Task
 from peft_modal.tasks.predicting import PredictRequest
 from peft_modal_diffusion.backbone import StableDiffusion
 from peft_modal_diffusion.data import Pictures, Subject
-from peft_modal_diffusion.drawing import draw_request
+from peft_modal_diffusion.drawing import check_request, draw_request
 from peft_modal_diffusion.generation import Sampling, generate, make_class_pictures
 from peft_modal_diffusion.latents import TextCache
 from peft_modal_diffusion.objectives import (
@@ -274,6 +274,11 @@ class TextToImage(Task):
 
     def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Denoised) -> None:
         """The loss is the metric; what pictures look like is told by the report."""
+
+    @classmethod
+    def check_request(cls, request: PredictRequest) -> None:
+        """Refuse what cannot be drawn, before weights are loaded."""
+        check_request(request)
 
     def predict_with(self, request: PredictRequest) -> list[dict[str, Any]]:
         """Draw pictures of prompts; one row for each."""

@@ -13,7 +13,7 @@ from peft_modal.cli.output import write, write_json
 from peft_modal.cli.plugin_options import read_flags
 from peft_modal.compose import compose
 from peft_modal.errors import ConfigError, DataError
-from peft_modal.files import write_text
+from peft_modal.files import read_index, write_text
 from peft_modal.registry import default_registry
 from peft_modal.running.faults import in_sentences
 from peft_modal.running.fit import describe
@@ -56,14 +56,20 @@ def predict(options: Options) -> int:
     Raises:
         ConfigError: An option does not belong to the adapter, or the task predicts nothing that could be written.
     """
+    assert options.adapter is not None
     assert options.out is not None
     adapters = [(path, options.alpha if weight is None else weight) for path, weight in options.adapters]
+    # What can be refused is, before weights are loaded.
+    _, header = read_index(options.adapter)
+    composed = compose(header.config, overrides=options.overrides)
+    flags = read_flags(options.flags, default_registry(), composed.nodes["backbone"].cls.modality)  # type: ignore[attr-defined]
+    named = tuple((str(path), 1.0 if weight is None else weight) for path, weight in adapters)
+    request = PredictRequest(options.out, options.input, flags, composed.seed, named)
+    if hasattr(composed.nodes["task"].cls, "check_request"):
+        composed.nodes["task"].cls.check_request(request)
     model = _overridden(load_stack(adapters), options)
-    flags = read_flags(options.flags, default_registry(), model.backbone.modality)
     task: Any = model.task().eval()
     if hasattr(task, "predict_with"):
-        named = tuple((str(path), 1.0 if weight is None else weight) for path, weight in adapters)
-        request = PredictRequest(options.out, options.input, flags, model.composed.seed, named)
         with in_sentences():
             rows: list[dict[str, Any]] = task.predict_with(request)
         told = f"{len(rows)} files written: {options.out}"

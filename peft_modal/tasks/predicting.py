@@ -12,7 +12,8 @@ from typing import Any
 class PredictRequest:
     """What was asked for; a task with a method `predict_with(request)` answers with one JSON row for each result.
 
-    Such a task writes its files into `out` itself, and says in a `ConfigError` what is missing or does not belong.
+    Such a task writes its files into `out` itself. What is missing or does not belong it says in a `ConfigError`, best
+    in a class method `check_request(request)`, which is called before weights are loaded.
     """
 
     out: Path
