@@ -1,9 +1,10 @@
 """Step time and peak memory of every method over full fine-tuning's, on a ViT-S and on a Point-MAE sized backbone.
 
 For each method a fresh process takes turns: one step of full fine-tuning, one of the method, one of full fine-tuning,
-and so on; a ratio is over the mean of both neighbours, so that a busy machine slows both, and the median over rounds. Another fresh process gives the peak memory of the method
-alone. Steps hold forward, loss, backward and AdamW on a batch in memory, in float32. Results are added to a JSON file
-as they come; what is in it is not measured again.
+and so on; a ratio is over the mean of both neighbours, so that a busy machine slows both, and the median over rounds.
+glibc is told to keep freed memory: a virtual machine may take 10 us to hand out a page again, more than to fill it.
+Another fresh process gives the peak memory of the method alone. Steps hold forward, loss, backward and AdamW on a batch
+in memory, in float32. Results are added to a JSON file as they come; what is in it is not measured again.
 
     python benchmarks/step_cost.py --device cpu --threads 1 --rounds 15
 """
@@ -185,7 +186,7 @@ def _resident() -> float:
 def _child(kind: str, *arguments: str) -> dict[str, float] | str:
     command = [sys.executable, __file__, "--child", kind, *arguments]
     environment = {**os.environ, **(KEEP_FREED if kind == "pair" else {})}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603 — this file
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
     if done.returncode:
         return done.stderr.strip().splitlines()[-1]
     return json.loads(done.stdout.splitlines()[-1])

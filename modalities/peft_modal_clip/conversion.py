@@ -66,4 +66,5 @@ def text_encoder_of(backbone: OpenCLIPBackbone) -> CLIPTextModel:
             converted |= {f"{there}.{new}.{kind}": state[f"{here}.{old}.{kind}"] for old, new in _IN_BLOCK.items()}
     with torch.no_grad():
         encoder.load_state_dict({prefix + name: tensor.clone() for name, tensor in converted.items()}, strict=True)
-    return encoder.eval()
+    encoder.eval()  # type: ignore[no-untyped-call]
+    return encoder

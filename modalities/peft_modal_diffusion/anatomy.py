@@ -98,6 +98,8 @@ def describe_joint_transformer(b: AnatomyBuilder, transformer: Any, path: str = 
 
     Image and text have weights of their own in each block: `attn.q` is the image's, `context.q` the text's; the second
     attention of SD 3.5's blocks is `attn2`. `mod` are the projections of the time step that shift, scale and gate.
+    Ports lie on the image's stream; norms have no tensors of their own, so `*.norm.out` is what `mod` makes of them.
+    There is no `block.in`: diffusers gives it by name, but by position to a block that it computes again.
     """
     b.enter("transformer")
     b.op("embed", f"{path}.pos_embed.proj")
@@ -122,6 +124,7 @@ def _joint_block(b: AnatomyBuilder, index: int, path: str, block: Any) -> None: 
     heads = block.attn.heads
     b.op("mod", f"{path}.norm1.linear")
     b.op("context.mod", f"{path}.norm1_context.linear")
+    b.port("attn.norm.out", f"{path}.attn", "in", width=width, item="hidden_states")
     _attention_inputs(b, "attn", f"{path}.attn", block.attn, _IMAGE, ("norm_q", "norm_k"), heads)
     _attention_inputs(b, "context", f"{path}.attn", block.attn, _TEXT, ("norm_added_q", "norm_added_k"), heads)
     b.op("attn.out", f"{path}.attn.to_out.0", heads=heads)
@@ -132,14 +135,16 @@ def _joint_block(b: AnatomyBuilder, index: int, path: str, block: Any) -> None: 
         _attention_inputs(b, "attn2", f"{path}.attn2", block.attn2, _IMAGE, ("norm_q", "norm_k"), heads)
         b.op("attn2.out", f"{path}.attn2.to_out.0", heads=heads)
         b.port("attn2.out", f"{path}.attn2", "out", width=width)
+    b.port("mlp.norm.in", f"{path}.norm2", "in", width=width)
+    b.port("mlp.norm.out", f"{path}.ff", "in", width=width)
     b.op("mlp.in", f"{path}.ff.net.0.proj")
     b.op("mlp.out", f"{path}.ff.net.2")
-    b.port("mlp.norm.out", f"{path}.ff", "in", width=width)
     b.port("mlp.out", f"{path}.ff", "out", width=width)
     if block.ff_context is not None:
         b.op("context.mlp.in", f"{path}.ff_context.net.0.proj")
         b.op("context.mlp.out", f"{path}.ff_context.net.2")
         b.port("context.mlp.out", f"{path}.ff_context", "out", width=width)
+    b.port("block.out", path, "out", width=width, item=1, allows=READ_ADD)
 
 
 def _attention_inputs(

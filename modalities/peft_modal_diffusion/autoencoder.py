@@ -17,6 +17,7 @@ from peft_modal.errors import WeightsError
 from peft_modal.ranges import NonNegativeFloat, PositiveInt
 from peft_modal.tasks.base import Stage, Task
 from peft_modal.weights import load_network
+from peft_modal_diffusion.layout import open_model, opened
 
 
 class AutoencoderBackbone(Backbone):
@@ -52,7 +53,7 @@ class AutoencoderBackbone(Backbone):
         widths = tuple(channels or (16, 32, 64))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
-            network = AutoencoderKL(
+            network: Any = AutoencoderKL(  # type: ignore[no-untyped-call]
                 down_block_types=("DownEncoderBlock2D",) * len(widths),
                 up_block_types=("UpDecoderBlock2D",) * len(widths),
                 block_out_channels=widths,
@@ -82,10 +83,8 @@ class AutoencoderBackbone(Backbone):
         if folder.is_dir():
             from diffusers import AutoencoderKL
 
-            from peft_modal_diffusion.layout import opened
-
-            with opened(self.weights, "vae"):
-                part = AutoencoderKL.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
+            part = open_model(AutoencoderKL, str(folder))
+            with opened(self.weights, "AutoencoderKL"):
                 self.network.load_state_dict(part.state_dict())
             return
         load_network(self.network, folder)

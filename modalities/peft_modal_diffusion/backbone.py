@@ -48,6 +48,8 @@ class StableDiffusion(Backbone):
         architecture: A published size (`sd15`, `sd2`, `sdxl`, `sd3`), or a toy of each family (`toy`, `toy_xl`,
             `toy_sd3`, `toy_sd35`), for `random` weights. It has nothing around it: for measuring, not for pictures.
         denoiser: Changes of the denoiser's configuration, with `random` weights.
+        t5: Whether Stable Diffusion 3's T5 encoder reads captions, too, where the weights have one: 4.7 billion
+            parameters that the network can do without.
         frozen_mode: See `Backbone`.
         init_seed: Seed of random weights.
 
@@ -66,6 +68,7 @@ class StableDiffusion(Backbone):
         tune: Tuned = "denoiser",
         architecture: str | None = None,
         denoiser: dict[str, Any] | None = None,
+        t5: bool = True,
         frozen_mode: FrozenMode = "eval",
         init_seed: int = 0,
     ) -> None:
@@ -94,7 +97,7 @@ class StableDiffusion(Backbone):
         self.tune: Tuned = tune
         self._texts = texts
         # Not registered: it is no part of the network that an adapter belongs to.
-        self.__dict__["surroundings"] = Surroundings(layout)
+        self.__dict__["surroundings"] = Surroundings(layout, t5=t5)
 
     surroundings: Surroundings
 
@@ -138,7 +141,8 @@ class StableDiffusion(Backbone):
         Args:
             batch: `sample` (B, C, H, W), `time` (B,); the text as `states` (B, L, D) and where the family has them
                 `pooled` (B, P) and `time_ids` (B, 6), or, where text encoders are tuned, as `ids` of each of them:
-                `ids`, `ids_2` (B, L).
+                `ids`, `ids_2` (B, L), with `t5_states` (B, L, D) where there is a T5 encoder, and `captioned` (B,) bool
+                where the family reads zeros for no caption.
             context: Gets `time`.
         """
         context.put("time", batch["time"])
@@ -152,7 +156,8 @@ class StableDiffusion(Backbone):
     def example_batch(self, batch_size: int = 2) -> dict[str, Any]:
         """Random latents, times and text."""
         generator = torch.Generator().manual_seed(0)
-        family, config = self.layout.family, dict(self.denoiser.config)
+        denoiser: Any = self.denoiser
+        family, config = self.layout.family, dict(denoiser.config)
         side = int(config["sample_size"])
         batch: dict[str, Any] = {
             "sample": torch.randn(batch_size, int(config["in_channels"]), side, side, generator=generator),
@@ -160,7 +165,8 @@ class StableDiffusion(Backbone):
         }
         if self._texts:
             for name in self._texts:
-                text = self.network.get_submodule(name).config
+                encoder: Any = self.network.get_submodule(name)
+                text = encoder.config
                 length = int(text.max_position_embeddings)
                 ids = torch.randint(1, int(text.vocab_size) - 1, (batch_size, length), generator=generator)
                 ids[:, -1] = int(text.eos_token_id)
@@ -209,15 +215,13 @@ class StableDiffusion(Backbone):
             open_pipeline(self.layout, dtype=dtype, **own).save_pretrained(folder)
 
     def blocks_for_checkpointing(self, *, enabled: bool) -> None:
-        """Compute blocks again during backward instead of keeping their activations."""
+        """Compute the denoiser's blocks again during backward instead of keeping their activations.
+
+        Those of text encoders are kept: captions are short, and transformers does it in training mode only, in which a
+        frozen network is not.
+        """
         denoiser: Any = self.denoiser
         (denoiser.enable_gradient_checkpointing if enabled else denoiser.disable_gradient_checkpointing)()
-        for name in self._texts:
-            encoder: Any = self.network.get_submodule(name)
-            if enabled:
-                encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            else:
-                encoder.gradient_checkpointing_disable()
 
 
 def denoise(layout: Layout, parts: Mapping[str, nn.Module], batch: Mapping[str, Any]) -> Tensor:
@@ -233,6 +237,9 @@ def denoise(layout: Layout, parts: Mapping[str, nn.Module], batch: Mapping[str, 
     if states is None:
         found = [states_of(parts[name], batch[_ids(name)], family) for name in family.text_encoders]
         states, pooled = join_states(found, family, _text_width(layout), batch.get("t5_states"))
+        if "captioned" in batch:
+            states = states * batch["captioned"][:, None, None]
+            pooled = None if pooled is None else pooled * batch["captioned"][:, None]
     denoiser, sample, time = parts[family.denoiser], batch["sample"], batch["time"]
     if family.name == "sd3":
         return denoiser(sample, encoder_hidden_states=states, pooled_projections=pooled, timestep=time).sample

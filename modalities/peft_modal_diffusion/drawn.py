@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from peft_modal.data.drawn import draw_open_ended, draw_scenes, draw_style, draw_subject
+from peft_modal.data.drawn import Drawn, draw_open_ended, draw_scenes, draw_style, draw_subject
 from peft_modal.data.epochs import Batch, BatchSource
 from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import Part, SplitData
@@ -16,6 +17,9 @@ from peft_modal.ranges import PositiveInt
 
 Kind = Literal["scenes", "open_ended", "subject", "style"]
 _CHUNK = 16
+_CAPTIONED: Final[Mapping[str, Callable[..., Drawn]]] = MappingProxyType(
+    {"scenes": draw_scenes, "subject": draw_subject, "style": draw_style}
+)
 
 
 class DrawnPictures(SplitData):
@@ -88,8 +92,7 @@ class DrawnPictures(SplitData):
             images: Tensor = draw_open_ended(count, generator, side=self.resolution)
             captions: tuple[str, ...] = ("",) * count
         else:
-            draw = {"scenes": draw_scenes, "subject": draw_subject, "style": draw_style}[self.kind]
-            drawn = draw(count, generator, side=self.resolution)
+            drawn = _CAPTIONED[self.kind](count, generator, side=self.resolution)
             images, captions = drawn.images, drawn.captions
         name = "/".join(str(part) for part in (self.kind, self.seed, *key))
         return {"pixels": images * 2 - 1, "caption": list(captions), "key": [f"{name}/{i}" for i in range(count)]}

@@ -68,6 +68,9 @@ _SD: Final = {
     "sample_size": 64, "in_channels": 4, "out_channels": 4, "block_out_channels": (320, 640, 1280, 1280),
     "layers_per_block": 2, "down_block_types": _CROSS, "up_block_types": _CROSS_UP,
 }  # fmt: skip
+_SD2: Final = {
+    **_SD, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True,
+}  # fmt: skip
 _CLIP_L: Final = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
     "projection_dim": 768, "hidden_act": "quick_gelu",
@@ -106,11 +109,8 @@ SIZES: Final[Mapping[str, Size]] = MappingProxyType(
         "sd15": Size(
             "StableDiffusionPipeline", {**_SD, "cross_attention_dim": 768, "attention_head_dim": 8}, (_CLIP_L,)
         ),
-        "sd2": Size(
-            "StableDiffusionPipeline",
-            {**_SD, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
-            (_CLIP_H,),
-        ),
+        "sd2": Size("StableDiffusionPipeline", _SD2, (_CLIP_H,)),
+        "sd2_768": Size("StableDiffusionPipeline", {**_SD2, "sample_size": 96}, (_CLIP_H,)),
         "sdxl": Size(
             "StableDiffusionXLPipeline",
             {
@@ -150,9 +150,9 @@ HUB_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "runwayml/stable-diffusion-v1-5": "sd15",
         "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
         "CompVis/stable-diffusion-v1-4": "sd15",
-        "stabilityai/stable-diffusion-2": "sd2",
+        "stabilityai/stable-diffusion-2": "sd2_768",
         "stabilityai/stable-diffusion-2-base": "sd2",
-        "stabilityai/stable-diffusion-2-1": "sd2",
+        "stabilityai/stable-diffusion-2-1": "sd2_768",
         "stabilityai/stable-diffusion-2-1-base": "sd2",
         "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
         "stabilityai/stable-diffusion-3-medium-diffusers": "sd3",

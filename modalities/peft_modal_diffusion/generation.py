@@ -44,17 +44,15 @@ def pipeline_of(backbone: StableDiffusion) -> Any:  # noqa: ANN401 — a class o
     import diffusers
 
     family = backbone.layout.family
-    parts: dict[str, Any] = {
-        name: part for name, part in backbone.surroundings.parts.items() if name != "scheduler"
-    } | dict(backbone.network.named_children())
-    scheduler = backbone.surroundings["sampler"]
-    parts.pop("sampler", None)
-    missing: dict[str, Any] = {
+    options: dict[str, dict[str, Any]] = {
         "sd": {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
-        "sdxl": {"add_watermarker": False},
+        "sdxl": {"add_watermarker": False, "force_zeros_for_empty_prompt": backbone.layout.zeroes_empty},
         "sd3": {"text_encoder_3": None, "tokenizer_3": None},
-    }[family.name]
-    pipeline = getattr(diffusers, family.pipeline)(**{**missing, **parts}, scheduler=scheduler)
+    }
+    parts = {**options[family.name], **backbone.surroundings.parts, **dict(backbone.network.named_children())}
+    # The pipeline's scheduler is the one that samples, not the one that training follows.
+    parts["scheduler"] = parts.pop("sampler")
+    pipeline = getattr(diffusers, family.pipeline)(**parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -71,14 +69,18 @@ def generate(
         seeds: Of each picture's initial noise.
         sampling: How.
     """
-    modes = [(module, module.training) for module in backbone.modules()]
+    # The adapters' own modules are no part of the backbone.
+    everything = [*backbone.modules(), *(part for a in backbone.adapters.values() for part in a.modules())]
+    modes = [(module, module.training) for module in everything]
     backbone.eval()
+    for adapter in backbone.adapters.values():
+        adapter.eval()
+    backbone.surroundings.to(backbone.device)
     try:
         pipeline = pipeline_of(backbone)
         with _contexts(backbone):
             out = pipeline(
-                prompt=list(prompts),
-                negative_prompt=None if sampling.negative_prompt is None else [sampling.negative_prompt] * len(prompts),
+                **_texts(backbone, prompts, sampling),
                 num_inference_steps=sampling.steps,
                 guidance_scale=sampling.guidance,
                 height=sampling.height,
@@ -125,12 +127,30 @@ def make_class_pictures(backbone: StableDiffusion, data: Subject, sampling: Samp
             adapter.enable(on=True)
 
 
+def _texts(backbone: StableDiffusion, prompts: Sequence[str], sampling: Sampling) -> dict[str, Tensor]:
+    """Prompts as a pipeline takes them encoded: by itself it would not see all that adapters do to a text encoder."""
+    width, surroundings = backbone.text_width, backbone.surroundings
+    backbone.contexts.begin({})
+    found = {"": surroundings.encode_text(prompts, width=width)}
+    if sampling.guidance > 1:
+        found["negative_"] = (
+            surroundings.no_caption(len(prompts), width=width)
+            if sampling.negative_prompt is None
+            else surroundings.encode_text([sampling.negative_prompt] * len(prompts), width=width)
+        )
+    names = {"states": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
+    return {sign + names[name]: value for sign, texts in found.items() for name, value in texts.items()}
+
+
 @contextmanager
 def _contexts(backbone: StableDiffusion) -> Iterator[None]:
     """Begin a context for each call of the denoiser: the pipeline calls it, not the backbone."""
 
     def begin(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        time = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        sample = args[0] if args else kwargs["hidden_states"]
+        time = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        # Pipelines give one time for all samples, or one each.
+        time = time.expand(len(sample))
         backbone.contexts.begin({"time": time}).put("time", time)
 
     handle = backbone.denoiser.register_forward_pre_hook(begin, with_kwargs=True, prepend=True)

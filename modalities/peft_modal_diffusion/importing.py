@@ -47,7 +47,7 @@ def read_lora_file(path: Path, backbone: Backbone) -> LoraFolder:
     )
     if len(pairs) != modules:
         raise FileFormatError(
-            f"'{file}' adapts {modules} modules, of which diffusers finds {len(pairs)} in this network; it is a LoRA of "
+            f"'{file}' adapts {modules} modules, of which diffusers finds {len(pairs)} here; it is a LoRA of "
             "another model, or in a layout that diffusers reads in part only"
         )
     return LoraFolder(pairs, {}, {})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import resources
@@ -27,6 +28,10 @@ class Layout:
     """Folder or hub name; empty where only sizes are known."""
     configs: Mapping[str, Mapping[str, Any]]
     """Configuration of the denoiser and of each CLIP text encoder, by component."""
+    has_t5: bool = False
+    """Whether the family's T5 encoder is among the files."""
+    zeroes_empty: bool = False
+    """Whether no caption is a state of zeros, and not what the text encoders make of an empty one."""
 
 
 def nano_folder() -> Path:
@@ -80,16 +85,14 @@ def layout_of_size(name: str, *, source: str = "") -> Layout:
     size = SIZES[name]
     family = FAMILIES[size.pipeline]
     texts = dict(zip(family.text_encoders, size.text_encoders, strict=True))
-    return Layout(family, source, {family.denoiser: size.denoiser, **texts})
+    configs = {family.denoiser: size.denoiser, **texts}
+    return Layout(
+        family, source, configs, has_t5=bool(source) and family.t5 is not None, zeroes_empty=family.name == "sdxl"
+    )  # fmt: skip
 
 
 def _of_folder(folder: Path) -> Layout:
-    index = _read_json(folder / "model_index.json", folder)
-    family = _family(index, str(folder))
-    names = (family.denoiser, *family.text_encoders)
-    return Layout(
-        family, str(folder), {name: _read_json(folder / name / "config.json", folder) for name in names}
-    )  # fmt: skip
+    return _of_index(str(folder), lambda file: _read_json(folder / file, folder))
 
 
 def _of_hub(name: str) -> Layout:
@@ -97,23 +100,31 @@ def _of_hub(name: str) -> Layout:
 
     def fetch(file: str) -> Mapping[str, Any]:
         with opened(name, file):
-            return _read_json(Path(hf_hub_download(name, file)), Path(name))
+            path = Path(hf_hub_download(name, file))
+        return _read_json(path, Path(name))
 
-    family = _family(fetch("model_index.json"), name)
-    names = (family.denoiser, *family.text_encoders)
-    return Layout(family, name, {part: fetch(f"{part}/config.json") for part in names})
+    return _of_index(name, fetch)
 
 
-def _family(index: Mapping[str, Any], where: str) -> Family:
-    name = str(index.get("_class_name"))
-    if name not in FAMILIES:
-        raise WeightsError(f"'{where}' is a {name}; supported are {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+def _of_index(source: str, read: Callable[[str], Mapping[str, Any]]) -> Layout:
+    index = read("model_index.json")
+    pipeline = str(index.get("_class_name"))
+    if pipeline not in FAMILIES:
+        raise WeightsError(f"'{source}' is a {pipeline}; supported are {', '.join(FAMILIES)}")
+    family = FAMILIES[pipeline]
+    parts = (family.denoiser, *family.text_encoders)
+    # diffusers lists a part that is left out as [null, null].
+    has_t5 = family.t5 is not None and bool((index.get(family.t5) or [None])[0])
+    # In diffusers an argument of SDXL's pipeline, on unless the index says otherwise.
+    zeroes_empty = family.name == "sdxl" and bool(index.get("force_zeros_for_empty_prompt", True))
+    configs = {part: read(f"{part}/config.json") for part in parts}
+    return Layout(family, source, configs, has_t5=has_t5, zeroes_empty=zeroes_empty)
 
 
 def _read_json(file: Path, folder: Path) -> Mapping[str, Any]:
     if not file.is_file():
-        raise WeightsError(f"'{folder}' is no diffusers pipeline folder: it has no {file.name} in '{file.parent}'")
+        name = file.relative_to(folder) if file.is_relative_to(folder) else file.name
+        raise WeightsError(f"'{folder}' is no diffusers pipeline folder: it has no {name}")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -132,11 +143,33 @@ def open_part(layout: Layout, component: str, class_name: str, *, library: str =
     import importlib
 
     cls = getattr(importlib.import_module(library), class_name)
-    options: dict[str, Any] = {"subfolder": component}
     if hasattr(cls, "load_state_dict"):
-        options |= {"use_safetensors": True, "dtype": torch.float32}
+        return open_model(cls, layout.source, component, library=library)
     with opened(layout.source, component):
-        return cls.from_pretrained(layout.source, **options)
+        return cls.from_pretrained(layout.source, subfolder=component)
+
+
+def open_model(cls: Any, source: str, component: str = "", *, library: str = "diffusers") -> Any:  # noqa: ANN401
+    """A network from `component` of `source` with its weights, in float32.
+
+    Raises:
+        WeightsError: It is missing, corrupt, incomplete, or of another architecture.
+    """
+    options: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": torch.float32}
+    files = [file.name for file in (Path(source) / component).glob("*.safetensors")]
+    # Many folders hold half precision only, under a name of its own.
+    if files and all(".fp16" in file for file in files):
+        options["variant"] = "fp16"
+    with opened(source, component or cls.__name__):
+        model, found = cls.from_pretrained(
+            source, subfolder=component, use_safetensors=True, output_loading_info=True, **options
+        )
+    # The libraries fill what is missing with random numbers.
+    if found["missing_keys"]:
+        first, *others = sorted(found["missing_keys"])
+        more = f", nor {len(others)} other tensors" if others else ""
+        raise WeightsError(f"{_cannot(source, component or cls.__name__)}: it has no '{first}'{more}")
+    return model
 
 
 def open_pipeline(layout: Layout, *, dtype: torch.dtype = torch.float32, **parts: Any) -> Any:  # noqa: ANN401
@@ -173,10 +206,14 @@ def opened(source: str, component: str) -> Iterator[None]:
     """
     is_local = Path(source).expanduser().is_dir()  # downloads show how far they are
     with (
-        in_one_sentence(f"backbone.weights: '{component}' of '{source}' cannot be opened", WeightsError),
+        in_one_sentence(_cannot(source, component), WeightsError),
         quiet() if is_local else nullcontext(),
     ):
         yield
+
+
+def _cannot(source: str, component: str) -> str:
+    return f"backbone.weights: '{component}' of '{source}' cannot be opened"
 
 
 @contextmanager
@@ -206,7 +243,9 @@ def quiet() -> Iterator[None]:
     libraries = (diffusers_logging, transformers_logging)
     before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
-        library.set_verbosity_error()
+        library.set_verbosity(
+            logging.CRITICAL
+        )  # reports of what a file lacks are warnings and errors, and ours to make
         library.disable_progress_bar()
     try:
         yield

@@ -58,6 +58,9 @@ class TextToImage(Task):
         adapter: Supplied by the program.
         head: Supplied by the program; `identity`.
         class_names: Not used; supplied by the program.
+        lr: See `Task`; of adapters. Methods that train the network's own tensors want less, 1e-5.
+        weight_decay: See `Task`.
+        clip_norm: See `Task`.
         min_snr_gamma: Weight samples by their signal-to-noise ratio, clamped here (Hang et al., 2023,
             arXiv:2303.09556); 5 is usual. Null: all alike.
         noise_offset: Strength of a shift of the noise per channel; 0.05 to 0.1 lets a model learn very dark and very
@@ -88,6 +91,9 @@ class TextToImage(Task):
         head: nn.Module,
         class_names: tuple[str, ...],
         *,
+        lr: NonNegativeFloat = 1e-4,
+        weight_decay: NonNegativeFloat = 0.01,
+        clip_norm: PositiveFloat | None = 1.0,
         min_snr_gamma: PositiveFloat | None = None,
         noise_offset: NonNegativeFloat = 0.0,
         input_perturbation: NonNegativeFloat = 0.0,
@@ -106,7 +112,7 @@ class TextToImage(Task):
         del class_names
         if not isinstance(backbone, StableDiffusion):
             raise ConfigError(f"task 'text_to_image' needs backbone 'stable_diffusion', not {type(backbone).__name__}")
-        super().__init__(backbone, adapter, head, **options)
+        super().__init__(backbone, adapter, head, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, **options)
         self.noise_offset = noise_offset
         self.input_perturbation = input_perturbation
         self.caption_dropout = caption_dropout
@@ -121,6 +127,7 @@ class TextToImage(Task):
         self.prompts = tuple(prompts or ())
         self.sampling = Sampling(steps=sample_steps, guidance=guidance)
         self._objective: DiffusionObjective | FlowObjective | None = None
+        self._no_caption: dict[str, Tensor] = {}
 
     @property
     def surroundings(self) -> Surroundings:
@@ -177,10 +184,10 @@ class TextToImage(Task):
         around = self.surroundings
         data.cache_latents(around.encode_images, encoder=around.fingerprint("vae"), dtype="float32")
         if self.backbone.tune == "denoiser":
-            encoders = [*self.backbone.layout.family.text_encoders]  # type: ignore[union-attr]
+            encoders: tuple[str, ...] = self.backbone.layout.family.text_encoders  # type: ignore[union-attr,assignment]
             mark = "+".join(around.fingerprint(name) for name in encoders)
             self._texts = TextCache(self._encode_text, encoder=mark, dtype="float32")
-            self._texts.fill([*data.captions(), *([""] if self.caption_dropout else [])])
+            self._texts.fill(data.captions())
 
     def _to(self, device: torch.device) -> None:
         self.backbone.to(device)
@@ -290,19 +297,55 @@ class TextToImage(Task):
         return mean + std * _normal(mean.shape, generators).to(mean)
 
     def _text(self, batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-        sizes = {"time_ids": _time_ids(batch, device)} if self.backbone.layout.family.name == "sdxl" else {}  # type: ignore[union-attr]
+        """What the denoiser is told beside the latents; of captions that are dropped, that there is none."""
         captions = list(batch["caption"])
         dropped = torch.rand(len(captions)) < self.caption_dropout if self.training else torch.zeros(len(captions)) > 0
-        captions = ["" if gone else caption for gone, caption in zip(dropped.tolist(), captions, strict=True)]
-        if self.backbone.tune == "denoiser_and_text":
-            tokens = self.surroundings.tokenize(captions)
-            return {**{name: ids.to(device) for name, ids in tokens.items()}, **sizes}
-        states = self._encode_text(captions) if self._texts is None else self._texts(captions)
-        return {**{name: value.to(device) for name, value in states.items()}, **sizes}
+        found = self._tokens(captions, dropped) if self.backbone.tune == "denoiser_and_text" else self._states(batch)
+        found = {name: value.to(device) for name, value in found.items()}
+        if "states" in found and bool(dropped.any()):
+            self._no_caption = self._no_caption or self.surroundings.no_caption(1, width=self._text_width)
+            gone = dropped.to(device)
+            for name, value in self._no_caption.items():
+                found[name] = torch.where(gone.view(-1, *(1 for _ in value.shape[1:])), value.to(device), found[name])
+        if self.backbone.layout.family.name == "sdxl":  # type: ignore[union-attr]
+            found["time_ids"] = self._time_ids(batch).to(device=device, dtype=torch.float32)
+        return found
+
+    def _states(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What frozen text encoders make of the captions, by them or from a cache."""
+        if "states" in batch:
+            return {key: batch[key] for key in ("states", "pooled") if key in batch}
+        captions = list(batch["caption"])
+        return self._encode_text(captions) if self._texts is None else self._texts(captions)
 
     def _encode_text(self, captions: list[str]) -> dict[str, Tensor]:
-        width: int = self.backbone.text_width  # type: ignore[assignment]
-        return self.surroundings.encode_text(captions, width=width)
+        return self.surroundings.encode_text(captions, width=self._text_width)
+
+    def _tokens(self, captions: list[str], dropped: Tensor) -> dict[str, Tensor]:
+        """Tokens for text encoders that are tuned; what a cache says of the captions is no longer true."""
+        captions = ["" if gone else caption for gone, caption in zip(dropped.tolist(), captions, strict=True)]
+        tokens = self.surroundings.tokenize(captions)
+        t5_states = self.surroundings.encode_t5(captions)
+        found = tokens if t5_states is None else {**tokens, "t5_states": t5_states}
+        return {**found, "captioned": ~dropped} if self.backbone.layout.zeroes_empty else found  # type: ignore[union-attr]
+
+    @property
+    def _text_width(self) -> int:
+        return int(self.backbone.text_width)  # type: ignore[arg-type]
+
+    def _time_ids(self, batch: Mapping[str, Any]) -> Tensor:
+        """SDXL's conditions: original size, crop offset and target size of each picture, each as (rows, columns).
+
+        Data that does not tell them has whole pictures.
+        """
+        if "original_size" in batch:
+            return torch.cat([batch[key] for key in ("original_size", "crop", "target_size")], dim=1)
+        if "pixels" in batch:
+            size = tuple(batch["pixels"].shape[2:])
+        else:
+            factor = 2 ** (len(self.surroundings["vae"].config.block_out_channels) - 1)
+            size = tuple(factor * side for side in batch["latent_mean"].shape[2:])
+        return torch.tensor([(*size, 0, 0, *size)] * len(batch["caption"]))
 
 
 def _device() -> torch.device:
@@ -314,9 +357,3 @@ def _normal(shape: torch.Size, generators: list[Generator] | None) -> Tensor:
     if generators is None:
         return torch.randn(shape)
     return torch.stack([torch.randn(shape[1:], generator=generator) for generator in generators])
-
-
-def _time_ids(batch: Mapping[str, Any], device: torch.device) -> Tensor:
-    """SDXL's conditions: original size, crop offset and target size of each picture, each as (rows, columns)."""
-    parts = [batch[key] for key in ("original_size", "crop", "target_size")]
-    return torch.cat(parts, dim=1).to(device=device, dtype=torch.float32)

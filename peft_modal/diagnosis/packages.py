@@ -16,7 +16,7 @@ from peft_modal.diagnosis.finding import Finding
 OWN: Final = "peft-modal"
 _NO_METADATA: Final = "peft-modal is used without being installed, so its bounds and plugins cannot be read"
 _INSTALL: Final = "pip install -e .  (in the repository)"
-_OURS: Final = ("peft_modal", "peft_modal_diffusion", "peft_modal_pointcloud", "peft_modal_heads")
+_OURS: Final = ("peft_modal", "peft_modal_clip", "peft_modal_diffusion", "peft_modal_pointcloud", "peft_modal_heads")
 _NEEDED: Final = ("torch", "torchvision", "lightning", "jsonargparse", "numpy", "safetensors", "rich", "yaml", "PIL")
 """Import names that a file in the working folder may hide."""
 

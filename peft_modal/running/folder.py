@@ -51,6 +51,11 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def samples(self) -> Path:
+        """What a task draws while it trains, if it draws."""
+        return self.root / "samples"
+
+    @property
     def last_checkpoint(self) -> Path:
         """State at the end of the last complete epoch."""
         return self.checkpoints / "last.ckpt"
@@ -77,7 +82,8 @@ class RunFolder:
     def make_room(self) -> None:
         """Delete what is to be overwritten, and what a killed process left; nobody else may be using the folder."""
         if self.overwrite and self.config.is_file():
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for folder in (self.checkpoints, self.samples):
+                shutil.rmtree(folder, ignore_errors=True)
             for path in (self.metrics, self.adapter, self.config, self.root / "metrics.csv", *self.reports):
                 path.unlink(missing_ok=True)
         for folder in (self.root, self.checkpoints):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 class MovingAverage:
     """Averages trained parameters over steps: a <- d a + (1 - d) p with d = min(decay, (1 + s) / (10 + s)).
 
-    s counts from 0 at the first step, so that the average follows quickly at first.
+    s counts the steps before this one, so that the average follows quickly at first; the first step's parameters are
+    taken as they are (as in diffusers' `EMAModel`).
 
     Args:
         decay: Largest d.

@@ -8,17 +8,18 @@ import importlib.util
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from tiny_backbones import TinyUNet, TinyViT
+from tiny_backbones import TinyViT
 
 from peft_modal.anatomy import Anatomy, Backbone
 from peft_modal.errors import RegistryError
 from peft_modal.methods.base import Method
 from peft_modal.registry import Listed, Registry, default_registry
 from peft_modal.testing.matrix import load_entry
+from peft_modal_diffusion.backbone import StableDiffusion
 
 
 @cache
@@ -125,23 +126,46 @@ CONFIGURATIONS: dict[str, Configuration] = {
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "vit": TinyViT,
     "vit_reference": _vit_of_a_protocol,
-    "unet": TinyUNet,
+    # The U-Net is the registered backbone's `tiny`.
+    "mmdit": partial(StableDiffusion, weights="random", architecture="toy_sd35"),
 }
+
+_NO_TOKENS = "this network has no token sequence"
+_NO_PROMPTS = "the causal mask and the positions have a fixed length"
+_NO_FUSED = r"no sites match roles=\('attn.qkv',\)"
+_NO_MLP = r"no sites match roles=\('mlp',\)"
+_NO_PORTS = r"no ports match roles=\('(attn.out|mlp.out|mlp.norm.in)',\)"
 
 REFUSED: dict[tuple[str, str], str] = {
     ("lora_convs", "open_clip"): "'text.token_embedding' takes no low-rank update",
     ("lora_dropout", "open_clip"): "is read inside a function",
-    ("lora_fused", "unet"): r"no sites match roles=\('attn.qkv',\)",
-    ("vpt_deep", "unet"): "this network has no token sequence",
-    ("vpt_shallow", "unet"): "this network has no token sequence",
-    ("vpt_end", "unet"): "this network has no token sequence",
-    ("compose", "unet"): "this network has no token sequence",
+    ("lora_convs", "stable_diffusion"): "token_embedding' takes no low-rank update",
+    **{("lora_fused", name): _NO_FUSED for name in ("mmdit", "stable_diffusion", "autoencoder")},
+    **{
+        (method, name): reason
+        for method in ("vpt_deep", "vpt_shallow", "vpt_end", "compose")
+        for name, reason in (("mmdit", _NO_TOKENS), ("stable_diffusion", _NO_PROMPTS), ("autoencoder", _NO_TOKENS))
+    },
+    # Convolutions and one attention at a time: there are no transformer blocks.
+    **{(method, "autoencoder"): _NO_MLP for method in ("lora_last_block", "hf_pissa", "hf_dropout")},
+    **{
+        (method, "autoencoder"): _NO_PORTS
+        for method in ("houlsby", "pfeiffer", "adaptformer", "adaptformer_norm_in", "adaptformer_norm_out")
+    },
 }
 """Combinations that cannot work, with what the sentence must say."""
 
 EXEMPT: dict[tuple[str, str], Collection[str]] = {
     # The temperature of the contrastive loss is not part of the features.
     ("full", "open_clip"): ("backbone.logit_scale",),
+    # Stable Diffusion 3's last block computes queries of the text and reads nothing that they give.
+    **{
+        (method, "mmdit"): tuple(f"{part}.transformer.transformer_blocks.1.attn.{name}" for name in names)
+        for method, part, names in (
+            ("ssf", "adapter", ("add_q_proj.scale", "add_q_proj.shift")),
+            ("compose_weights", "backbone.0_norm_tuning", ("norm_added_q.weight",)),
+        )
+    },
 }
 """Trained tensors that need no gradient."""
 

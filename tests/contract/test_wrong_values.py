@@ -22,9 +22,16 @@ CLIP = [
     "backbone=open_clip", *(f"backbone.{name}={value}" for name, value in TINY.items()), "method=bitfit",
     "head=identity", "data=drawn_pairs",
 ]  # fmt: skip
+AUTOENCODER = ["backbone=autoencoder", "method=bitfit", "head=identity", "data=drawn"]
+DIFFUSION = ["backbone=stable_diffusion", "backbone.weights=random", "backbone.architecture=toy", *AUTOENCODER[1:]]
 NEEDS = {
     "clip.open_clip": [*CLIP[1:], "task=contrastive"],
     "clip.contrastive": CLIP,
+    "diffusion.autoencoder": [*AUTOENCODER[1:], "task=autoencoding"],
+    "diffusion.autoencoding": AUTOENCODER,
+    "diffusion.drawn": [*AUTOENCODER[:-1], "task=autoencoding"],
+    "diffusion.stable_diffusion": [*DIFFUSION[1:], "task=text_to_image"],
+    "diffusion.text_to_image": DIFFUSION,
     "pointcloud.folder": ["data.root=good"],
     "pointcloud.masked_autoencoding": ["head=masked_decoder", "head.num_heads=3", "head.group_size=4"],
     "pointcloud.masked_decoder": ["head.num_heads=3", "head.group_size=4"],

@@ -11,6 +11,7 @@ from peft_modal.counting import count_parameters
 from peft_modal.errors import ConfigError, TrainingError
 from peft_modal.methods.full import Full
 from peft_modal.methods.lora import LoRA
+from peft_modal.running.selection import Selection
 from peft_modal.tasks.classification import Classification
 from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups
 from peft_modal_heads.linear import LinearHead
@@ -250,6 +251,23 @@ def test_what_only_training_needs_is_trained_counted_and_in_checkpoints_but_not_
     fresh = reparametrised_task()
     fresh.on_load_checkpoint({"state_dict": state})
     assert torch.equal(fresh.adapter.training_only.scale.weight, task.adapter.training_only.scale.weight)
+
+
+def test_the_best_state_holds_what_only_training_needs(tmp_path):
+    task = reparametrised_task()
+    task.keep = "best"
+    seen = []
+
+    class Look(pl.Callback):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            seen.append(task.adapter.training_only.scale.weight.clone())
+            pl_module.log("val/accuracy", torch.tensor([0.9, 0.5][trainer.current_epoch]))
+
+    selection = Selection(task, tmp_path / "best.ckpt")
+    task.selection = ("val/accuracy", "max")
+    fit(task, tmp_path, max_epochs=2, num_sanity_val_steps=0, callbacks=[Look(), selection], enable_checkpointing=True)
+    assert torch.equal(task.adapter.training_only.scale.weight, seen[0])
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tmp_path):

@@ -1,7 +1,7 @@
 """Tiny real networks of three libraries with their anatomies: the proof that the core's nouns fit other modalities.
 
 A timm ViT (fused qkv), an open_clip model (MultiheadAttention's packed input, an `out_proj` that is never called, two
-stacks) and a diffusers U-Net (convolutions, cross-attention). The first and the last have no modality of their own yet.
+stacks) and a diffusers U-Net (convolutions, cross-attention). The first has no modality of its own yet.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from peft_modal.anatomy import AnatomyBuilder, Backbone, Context, Features, Segment, TokenLayout
 from peft_modal_clip.backbone import TINY, OpenCLIPBackbone
+from peft_modal_diffusion.backbone import StableDiffusion
 
 
 def seeded(build: Any) -> Any:
@@ -134,110 +135,8 @@ class TinyCLIP(OpenCLIPBackbone):
         super().__init__(**TINY, frozen_mode=frozen_mode)
 
 
-class TinyUNet(Backbone):
-    """diffusers' UNet2DConditionModel at toy size: convolutions, group norms, self- and cross-attention."""
-
-    modality = "diffusion"
+class TinyUNet(StableDiffusion):
+    """The diffusion modality's U-Net at toy size: convolutions, group norms, self- and cross-attention."""
 
     def __init__(self, *, frozen_mode: Any = "eval") -> None:
-        from diffusers import UNet2DConditionModel
-
-        net = seeded(
-            lambda: UNet2DConditionModel(
-                sample_size=8,
-                block_out_channels=(8, 16),
-                layers_per_block=1,
-                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-                cross_attention_dim=12,
-                attention_head_dim=4,
-                norm_num_groups=4,
-            )
-        )
-        b = AnatomyBuilder(net, stack="unet")
-        self._ops = {"unet.down": 0, "unet.mid": 0, "unet.up": 0}
-        b.op("conv", "conv_in")
-        b.op("time", "time_embedding.linear_1")
-        b.op("time", "time_embedding.linear_2")
-        for i, down in enumerate(net.down_blocks):
-            self._stage(b, "unet.down", f"down_blocks.{i}", down)
-        b.enter("unet.mid")
-        self._stage(b, "unet.mid", "mid_block", net.mid_block)
-        for i, up in enumerate(net.up_blocks):
-            self._stage(b, "unet.up", f"up_blocks.{i}", up)
-        b.enter("unet")
-        b.op("norm", "conv_norm_out")
-        b.op("conv", "conv_out")
-        super().__init__(net, b.build(layouts={}), frozen_mode=frozen_mode)
-
-    def _stage(self, b: AnatomyBuilder, stack: str, path: str, stage: nn.Module) -> None:
-        resnets = len(stage.resnets)
-        attentions = len(getattr(stage, "attentions", ()))
-        # The middle block runs resnet, attention, resnet; the others alternate.
-        for i in range(resnets):
-            b.enter(stack)
-            self._resnet(b, f"{path}.resnets.{i}", stage.resnets[i])
-            if i < attentions:
-                width = stage.attentions[i].proj_out.out_channels
-                b.op("norm", f"{path}.attentions.{i}.norm")
-                b.op("conv", f"{path}.attentions.{i}.proj_in")
-                self._transformer(b, stack, f"{path}.attentions.{i}.transformer_blocks.0", self._ops[stack], width)
-                self._ops[stack] += 1
-                b.enter(stack)
-                b.op("conv", f"{path}.attentions.{i}.proj_out")
-        for kind in ("downsamplers", "upsamplers"):
-            for i, sampler in enumerate(getattr(stage, kind, None) or ()):
-                if getattr(sampler, "conv", None) is not None:
-                    b.op("conv", f"{path}.{kind}.{i}.conv")
-
-    @staticmethod
-    def _resnet(b: AnatomyBuilder, path: str, module: nn.Module) -> None:
-        b.op("norm", f"{path}.norm1")
-        b.op("conv", f"{path}.conv1")
-        b.op("time.proj", f"{path}.time_emb_proj")
-        b.op("norm", f"{path}.norm2")
-        b.op("conv", f"{path}.conv2")
-        if module.conv_shortcut is not None:
-            b.op("conv", f"{path}.conv_shortcut")
-
-    @staticmethod
-    def _transformer(b: AnatomyBuilder, stack: str, path: str, index: int, width: int) -> None:
-        b.enter(stack, index)
-        b.port("block.in", path, "in", width=width, allows=("read", "add", "replace"))
-        for norm, attn, role in (("norm1", "attn1", "attn"), ("norm2", "attn2", "cross")):
-            b.op("norm", f"{path}.{norm}")
-            b.port(f"{role}.norm.out", f"{path}.{norm}", "out", width=width)
-            for part, name in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("out", "to_out.0")):
-                b.op(f"{role}.{part}", f"{path}.{attn}.{name}")
-            b.port(f"{role}.out", f"{path}.{attn}", "out", width=width)
-        b.port("mlp.norm.in", f"{path}.norm3", "in", width=width)
-        b.op("norm", f"{path}.norm3")
-        b.port("mlp.norm.out", f"{path}.norm3", "out", width=width)
-        b.op("mlp.in", f"{path}.ff.net.0.proj")
-        b.op("mlp.out", f"{path}.ff.net.2")
-        b.port("mlp.out", f"{path}.ff", "out", width=width)
-        b.port("block.out", path, "out", width=width, allows=("read", "add", "replace"))
-
-    @property
-    @override
-    def feature_width(self) -> int:
-        return 4
-
-    @override
-    def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
-        context.put("time", batch["time"])
-        out = self.network(batch["sample"], batch["time"], encoder_hidden_states=batch["text"]).sample
-        return Features(out, None)
-
-    @override
-    def example_batch(self, batch_size: int = 2) -> dict[str, Tensor]:
-        g = torch.Generator().manual_seed(1)
-        return {
-            "sample": torch.randn(batch_size, 4, 8, 8, generator=g),
-            "time": torch.randint(0, 1000, (batch_size,), generator=g),
-            "text": torch.randn(batch_size, 5, 12, generator=g),
-        }
-
-    @override
-    def blocks_for_checkpointing(self, *, enabled: bool) -> None:
-        (self.network.enable_gradient_checkpointing if enabled else self.network.disable_gradient_checkpointing)()
+        super().__init__(weights="random", architecture="toy", frozen_mode=frozen_mode)

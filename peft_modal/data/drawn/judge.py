@@ -5,6 +5,7 @@ Neither has seen what made the pictures: the classifier is trained here, on draw
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
 
 import torch
@@ -50,7 +51,7 @@ class ShapeJudge(nn.Module):
         self.layers = nn.Sequential(
             *(
                 nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2))
-                for a, b in zip(widths[:-1], widths[1:], strict=True)
+                for a, b in itertools.pairwise(widths)
             )
         )
         self.last = nn.Linear(widths[-1] * 16, len(SHAPES))
@@ -78,7 +79,8 @@ def train_shape_judge(*, steps: int = 600, batch_size: int = 64, seed: int = 0) 
         if step % 2:
             pictures = functional.avg_pool2d(functional.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         optimizer.zero_grad()
-        functional.cross_entropy(judge(pictures), drawn.scenes.shape[:, 0]).backward()
+        loss = functional.cross_entropy(judge(pictures), drawn.scenes.shape[:, 0])
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     return judge.eval()
