@@ -21,7 +21,7 @@ from toy_pipeline import open_plain
 
 from peft_modal.api import Exported, Model, load
 from peft_modal.cli.main import main
-from peft_modal.compose import Composed
+from peft_modal.compose import Composed, compose
 from peft_modal.errors import ConfigError, FileFormatError, RegistryError
 from peft_modal.hf.importing import import_lora
 from peft_modal.methods.base import Method
@@ -212,6 +212,17 @@ def test_keys_alphas_and_header_of_kohya(case_of: Callable[[str], Case]) -> None
     assert header["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
     assert header["modelspec.resolution"] == "16x16"
     assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha" in load_file(case_of("sd").kohya)
+
+
+def test_the_header_of_kohya_tells_the_words_that_call_a_subject(
+    case_of: Callable[[str], Case], toy_folders: Callable[[str], Path]
+) -> None:
+    data = {"name": "subject", "root": "mine", "instance_prompt": "a photo of sks dog"}
+    composed = compose({**toy_config(toy_folders("toy"), {"name": "lora"}).to_dict(), "data": data})
+    model = replace(case_of("sd").model, composed=composed)
+    header = exporting._kohya_metadata(model, model.backbone, exporting.pairs_of(model.adapter))
+    assert header["modelspec.trigger_phrase"] == "a photo of sks dog"
+    assert (header["ss_base_model_version"], header["modelspec.architecture"]) == ("sd_v1", "stable-diffusion-v1/lora")
 
 
 def test_a_file_that_computes_something_else_is_not_written(
