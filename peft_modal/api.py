@@ -76,15 +76,17 @@ def build(composed: Composed, class_names: Sequence[str], *, weights: bool = Tru
     return Model(backbone, adapter, head, tuple(class_names), composed)
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, *, weight: float | None = None) -> Model:
     """A ready model from its adapter file, in evaluation mode.
 
     Args:
         path: An adapter file.
+        weight: Factor of the adapter's effect, see `Adapter.weight`; None for what the file says, usually 1.
 
     Raises:
         FileFormatError: The file is missing, corrupt, from a newer version, or does not fit its own configuration.
         BackboneMismatchError: The backbone's weights are not those that the adapter was trained on.
+        AttachError: The adapter's effect cannot be weighted.
     """
     tensors, header = load_adapter(Path(path))
     composed = compose(header.config)
@@ -98,5 +100,8 @@ def load(path: str | Path) -> Model:
             "get the same backbone weights, or train again"
         )
     load_tensors(model.adapter, model.head, tensors)
+    model.adapter.adopt(header.facts)
+    if weight is not None:
+        model.adapter.weight = weight
     model.header = header
     return model.eval()

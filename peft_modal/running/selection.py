@@ -108,7 +108,8 @@ class Selection(Callback):
         if self.is_needed and not self._best:
             raise TrainingError("no validation took place, so task.keep and task.patience had nothing to go by")
         if self._task.keep == "best":
-            load_tensors(self._task.adapter, self._task.head, read_tensors_of(self._path))
+            tensors = read_tensors_of(self._path)
+            load_tensors(self._task.adapter, self._task.head, tensors, training_only=True)
 
     def figures(self) -> dict[str, float]:
         """What the run's figures get from here; empty where the task asks for nothing.

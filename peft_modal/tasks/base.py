@@ -38,7 +38,7 @@ class Task(LightningModule):
         adapter: What a method attached to it; supplied by the program.
         head: Features to predictions; supplied by the program.
         lr: Learning rate of AdamW (betas 0.9, 0.999).
-        weight_decay: Decay of tensors with two and more axes.
+        weight_decay: Decay of tensors with two and more axes, and of what the method says.
         warmup_share: Share of the run's steps with a linearly growing learning rate.
         min_lr_share: Share of the learning rate that the cosine ends at.
         clip_norm: Largest gradient norm, or None.
@@ -140,8 +140,8 @@ class Task(LightningModule):
         Raises:
             TrainingError: Nothing is trained.
         """
-        no_decay = self.adapter.no_decay
-        groups = parameter_groups(self.named_trained(), lr=self.lr, weight_decay=self.weight_decay, no_decay=no_decay)
+        decay = self.adapter.decay
+        groups = parameter_groups(self.named_trained(), lr=self.lr, weight_decay=self.weight_decay, decay=decay)
         if not groups:
             raise TrainingError("nothing is trained: neither the method nor the head has a parameter")
         optimizer = torch.optim.AdamW(groups)
@@ -286,6 +286,8 @@ class Task(LightningModule):
         self._losses, self._total, self._batch = {}, None, None
         if self.global_step != self._step:
             self.adapter.events.after_step(self._step)
+            for name, value in self.adapter.events.figures().items():
+                self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=1)
 
     def on_fit_end(self) -> None:
         """Finalise, and refuse a run in which an event that a method waits for never came.

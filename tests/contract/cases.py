@@ -100,6 +100,7 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "vpt_end": _configured("vpt", num_tokens=3, place="end"),
     "ssf": _configured("ssf"),
     "ssf_linears": _configured("ssf", sites=["attn.qkv", "attn.q", "attn.out", "mlp"]),
+    "sara": _configured("sara", share=0.1),
     "hf_dora": _configured("hf", tuner="dora", config={"r": 4}),
     "hf_pissa": _configured("hf", tuner="pissa", sites=["mlp"], config={"r": 4, "lora_alpha": 8}),
     "hf_oft": _configured("hf", tuner="oft", sites=["attn.qkv", "attn.out"], config={"oft_block_size": 4}),
