@@ -42,7 +42,7 @@ class SparseEntries(nn.Module):
         reason = refuse_positions(index, weight.numel())
         if reason:
             raise ValueError(reason)
-        values = loaded_at(weight.detach(), index, dtype=value_dtype(weight))
+        values = entries_at(weight.detach(), index, dtype=value_dtype(weight))
         self.register_buffer("index", index)
         self.register_buffer("kept_index", index.new_zeros(0))
         self.register_buffer("kept_values", values.new_zeros(0))
@@ -123,25 +123,22 @@ def part_of(whole: Tensor, rows: Rows) -> Tensor:
     return whole if rows is None else whole[rows[0] : rows[1]]
 
 
-def loaded_at(weight: Tensor, index: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """The entries of a weight at flat positions."""
+def entries_at(weight: Tensor, index: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """The entries of a slice at flat positions, (k,)."""
     return weight.flatten().index_select(0, index).to(dtype)
 
 
-def shifted(below: Tensor, loaded: Tensor, index: Tensor, values: Tensor, factor: float) -> Tensor:
-    """What stands at the positions once the change of the entries is added, in the type of the values.
+def shifted(under: Tensor, loaded: Tensor, values: Tensor, factor: float) -> Tensor:
+    """What stands at the positions once the change of the entries is added; all (k,), in the type of the values.
 
     Args:
-        below: What the entries are written into, a slice.
-        loaded: The slice as loaded; often the same.
-        index: Positions (k,).
-        values: Values (k,).
+        under: What stands there without them.
+        loaded: What stood there as loaded; often the same.
+        values: The entries.
         factor: Of the change.
     """
-    start = loaded_at(loaded, index, dtype=values.dtype)
-    under = start if below is loaded else loaded_at(below, index, dtype=values.dtype)
     # In this order training, a loaded file (which holds the change) and a merged weight agree to the bit.
-    change = values - start
+    change = values - loaded
     return under + (change if factor == 1.0 else change * factor)
 
 
@@ -161,16 +158,17 @@ class WriteEntries(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: SavedFor, below: Tensor, values: Tensor, index: Tensor, loaded: Tensor, kept_index: Tensor,
+        ctx: SavedFor, below: Tensor, values: Tensor, index: Tensor, loaded: Tensor | None, kept_index: Tensor,
         kept_values: Tensor, rows: Rows, factor: float,
     ) -> Tensor:  # fmt: skip
-        """The written tensor; see `shifted`."""
+        """The written tensor; `loaded` is None where it is `below`."""
         ctx.save_for_backward(index)
         ctx.dtype, ctx.rows, ctx.factor = values.dtype, rows, factor
         written = below.clone(memory_format=torch.contiguous_format)
-        under, start = part_of(below, rows), part_of(loaded, rows)
         for where, what in ((index, values), (kept_index, kept_values)):
-            write_entries(part_of(written, rows), where, shifted(under, start, where, what, factor))
+            under = entries_at(part_of(below, rows), where, dtype=what.dtype)
+            start = under if loaded is None else entries_at(part_of(loaded, rows), where, dtype=what.dtype)
+            write_entries(part_of(written, rows), where, shifted(under, start, what, factor))
         return written
 
     @staticmethod

@@ -14,9 +14,10 @@ from peft_modal.attach.attachment import Attachment, FoldedWeights, FoldStage
 from peft_modal.attach.chain import drop_transform, push_transform
 from peft_modal.attach.sparse import (
     ReadEntries,
+    Rows,
     SparseEntries,
     WriteEntries,
-    loaded_at,
+    entries_at,
     part_of,
     refuse_positions,
     shifted,
@@ -60,14 +61,16 @@ class SparseAttachment(Attachment):
         entries = self.entries
         if entries.is_empty:
             return whole
-        if not torch.compiler.is_compiling() and whole is loaded and _is_worth_keeping(loaded):
+        is_lowest = whole is loaded
+        if is_lowest and not torch.compiler.is_compiling() and _is_worth_keeping(loaded):
             if self._written is None:
                 self._written = _Written()
             written = self._written.refreshed(loaded, entries, self.rows, self.weight)
             return ReadEntries.apply(written, entries.values, entries.index, self.rows, self.weight)
         return WriteEntries.apply(
-            whole, entries.values, entries.index, loaded, entries.kept_index, entries.kept_values, self.rows, self.weight
-        )
+            whole, entries.values, entries.index, None if is_lowest else loaded, entries.kept_index,
+            entries.kept_values, self.rows, self.weight,
+        )  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy makes its own; the numbers by which it knows what it has seen start anew in copied tensors.
@@ -159,7 +162,7 @@ class SparseAttachment(Attachment):
 
     def _loaded_at(self, backbone: Backbone, index: Tensor) -> Tensor:
         loaded = part_of(backbone.tensor(self.sites[0].path).detach(), self.rows)
-        return loaded_at(loaded, index, dtype=self.entries.values.dtype)
+        return entries_at(loaded, index, dtype=self.entries.values.dtype)
 
 
 def _reader(site: WeightSite) -> str | None:
@@ -182,28 +185,36 @@ class _Written:
     """
 
     def __init__(self) -> None:
-        self._copy: Tensor | None = None
         self._made_of: tuple[object, ...] = ()
+        self._copy: Tensor | None = None
+        self._start: Tensor | None = None
+        """The trained entries as loaded, (k,)."""
         self._values: tuple[object, ...] = ()
 
-    def refreshed(self, loaded: Tensor, entries: SparseEntries, rows: tuple[int, int] | None, factor: float) -> Tensor:
+    def refreshed(self, loaded: Tensor, entries: SparseEntries, rows: Rows, factor: float) -> Tensor:
         """The copy, with the entries as they are now."""
+        made_of = (*_mark(loaded), *_mark(entries.index), *_mark(entries.kept_index))
+        if self._copy is None or self._start is None or not _same(made_of, self._made_of):
+            self._made_of = made_of
+            self._copy, self._start = self._made(loaded.detach(), entries, rows, factor)
+        now, mark = entries.values.detach(), _mark(entries.values)
+        # Other values than those of an earlier forward pass: autograd has to notice when that one is back-propagated.
+        # The same once more: it must not.
+        into = self._copy.data if _same(mark, self._values) else self._copy
+        self._values = mark
+        write_entries(part_of(into, rows), entries.index, shifted(self._start, self._start, now, factor))
+        return self._copy
+
+    @staticmethod
+    def _made(loaded: Tensor, entries: SparseEntries, rows: Rows, factor: float) -> tuple[Tensor, Tensor]:
         # A tensor made in inference mode could not be used in training afterwards.
         with torch.inference_mode(mode=False), torch.no_grad():
-            start = part_of(loaded, rows)
-            made_of = (*_mark(loaded), *_mark(entries.index), *_mark(entries.kept_index))
-            if self._copy is None or not _same(made_of, self._made_of):
-                self._copy, self._made_of = loaded.detach().clone(), made_of
-                index, kept = entries.kept_index, entries.kept_values
-                write_entries(part_of(self._copy, rows), index, shifted(start, start, index, kept, factor))
-            values = _mark(entries.values)
-            # Other values than those of an earlier forward pass: autograd has to notice when that one is
-            # back-propagated. The same once more: it must not.
-            into = self._copy.data if _same(values, self._values) else self._copy
-            self._values = values
-            now = shifted(start, start, entries.index, entries.values, factor)
-            write_entries(part_of(into, rows), entries.index, now)
-            return self._copy
+            written, part = loaded.clone(), part_of(loaded, rows)
+            under = entries_at(part, entries.kept_index, dtype=entries.values.dtype)
+            write_entries(
+                part_of(written, rows), entries.kept_index, shifted(under, under, entries.kept_values, factor)
+            )
+            return written, entries_at(part, entries.index, dtype=entries.values.dtype)
 
 
 def _mark(tensor: Tensor) -> tuple[object, ...]:

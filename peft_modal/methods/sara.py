@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from peft_modal.anatomy import Selector, WeightSite
+from peft_modal.anatomy import Backbone, Selector, WeightSite
 from peft_modal.attach import Adapter, LifeCycle, Run, SparseEntries
+from peft_modal.attach.sparse import part_of
 from peft_modal.data.seeding import seeded
 from peft_modal.errors import AttachError, BackboneMismatchError, ConfigError, FileFormatError
 from peft_modal.methods.base import Method
@@ -38,8 +39,8 @@ def default_lr(threshold: float) -> float:
     """
     if not 0.0 <= threshold <= _FITTED_UP_TO:
         raise ConfigError(
-            f"task.lr: SaRA's default is fitted for thresholds from 0 to {_FITTED_UP_TO}, not for {threshold:g}; choose "
-            "a rate"
+            f"task.lr: SaRA's default is fitted for thresholds from 0 to {_FITTED_UP_TO}, not for {threshold:g}; "
+            "choose a rate"
         )
     return 1e-3 * math.exp(-350.0 * threshold)
 
@@ -80,7 +81,9 @@ class SaRA(Method):
         reselect_share: Share | None = 0.5, reset_state_on_reselect: bool = False,
     ) -> None:  # fmt: skip
         if threshold is not None and share is not None:
-            raise ConfigError("method.share: the threshold is given already; give one of the two, and null for the other")
+            raise ConfigError(
+                "method.share: the threshold is given already; give one of the two, and null for the other"
+            )
         if share is not None and not 0.0 < share <= 1.0:
             raise ConfigError(f"method.share: {share} is not above 0 and at most 1")
         self.sites = Selector.parse(sites)
@@ -96,39 +99,37 @@ class SaRA(Method):
         Raises:
             AttachError: No entry is below the threshold.
         """
-        backbone = adapter.backbone
-        sites = self._tensors(adapter)
-        weights = [backbone.tensor(site.path) for site in sites]
+        sites = self._sites(adapter)
+        weights = [loaded_of(adapter.backbone, site) for site in sites.values()]
         threshold = self._threshold(weights)
         tuned: dict[str, SparseEntries] = {}
-        for site, weight in zip(sites, weights, strict=True):
+        for (name, site), weight in zip(sites.items(), weights, strict=True):
             below = (magnitude(weight) < threshold).flatten()
-            tuned[site.path] = adapter.sparse(site, below.nonzero().flatten(), decay=True)
+            tuned[name] = adapter.sparse(site, below.nonzero().flatten(), decay=True)
         if all(entries.is_empty for entries in tuned.values()):
-            least = magnitude_at(weights, 0)
             raise AttachError(
-                f"no entry of the {len(sites)} selected tensors is below {threshold:g}, the smallest has {least:g}; raise "
-                f"method.{'threshold' if self.share is None else 'share'}"
+                f"no entry of the {len(sites)} selected tensors is below {threshold:g}, the smallest has "
+                f"{magnitude_at(weights, 0):g}; raise method.{'threshold' if self.share is None else 'share'}"
             )
-        matrices = {site.path: site.shape for site in sites if len(site.shape) == 2 and min(site.shape) > _SHORT_SIDE}
         seed = int(torch.randint(2**31, ()))
-        adapter.listen(SaRARun(self, adapter, tuned, matrices, threshold, seed), name="sara", training_only=True)
+        adapter.listen(SaRARun(self, adapter, sites, tuned, threshold, seed), name="sara", training_only=True)
 
-    def _tensors(self, adapter: Adapter) -> list[WeightSite]:
-        """The selected sites, a tied tensor once; what every method trains whole is left to that.
+    def _sites(self, adapter: Adapter) -> dict[str, WeightSite]:
+        """The selected sites by the name of their tensor, a tied one once.
+
+        What every method trains whole is left to that.
 
         Raises:
             AttachError: Nothing is left.
         """
         anatomy, backbone = adapter.backbone.anatomy, adapter.backbone
-        seen: set[object] = {id(backbone.tensor(site.path)) for site in anatomy.always_trained}
-        sites = []
+        seen = {(id(backbone.tensor(site.path)), site.rows) for site in anatomy.always_trained}
+        sites = {}
         for site in anatomy.select(self.sites, needs=("weight", "leaf"), fused=True, optional=True):
-            tensor = backbone.tensor(site.path)
-            key = id(tensor) if site.rows is None else (id(tensor), site.rows)
+            key = (id(backbone.tensor(site.path)), site.rows)
             if key not in seen:
                 seen.add(key)
-                sites.append(site)
+                sites[site.path if site.rows is None else site.name] = site
         if not sites:
             raise AttachError("every selected tensor is trained whole by any method on this backbone; select others")
         return sites
@@ -148,8 +149,8 @@ class SaRARun(LifeCycle):
     Args:
         method: The configuration.
         adapter: Whose entries are trained.
-        tuned: The entries by the path of their tensor.
-        matrices: Shapes of the candidates of the rank loss, by path.
+        sites: The selected sites by the name of their tensor.
+        tuned: Their entries.
         threshold: Strict upper limit of the magnitude.
         seed: Of the choice of matrices.
     """
@@ -158,13 +159,15 @@ class SaRARun(LifeCycle):
     """Optimiser steps before the re-selection, or -1."""
 
     def __init__(
-        self, method: SaRA, adapter: Adapter, tuned: Mapping[str, SparseEntries],
-        matrices: Mapping[str, tuple[int, ...]], threshold: float, seed: int,
+        self, method: SaRA, adapter: Adapter, sites: Mapping[str, WeightSite], tuned: Mapping[str, SparseEntries],
+        threshold: float, seed: int,
     ) -> None:  # fmt: skip
         super().__init__()
         self.method = method
+        self.sites = dict(sites)
         self.tuned = dict(tuned)
-        self.matrices = dict(matrices)
+        self.matrices = [name for name, site in sites.items() if len(site.shape) == 2 and min(site.shape) > _SHORT_SIDE]
+        """Candidates of the rank loss."""
         self.threshold = threshold
         self.seed = seed
         self.reselect_step: int | None = None
@@ -241,14 +244,15 @@ class SaRARun(LifeCycle):
         """
         if facts.get("format") != FORMAT:
             raise FileFormatError(
-                f"the file's SaRA entries are of format {facts.get('format')!r}, this peft_modal reads {FORMAT!r}; train "
-                "again, or use the version that wrote it"
+                f"the file's SaRA entries are of format {facts.get('format')!r}, this peft_modal reads {FORMAT!r}; "
+                "train again, or use the version that wrote it"
             )
         found = self.base_sha256()
         if facts.get("base_sha256") != found:
             raise BackboneMismatchError(
-                f"the SaRA entries were trained on other weights: base_sha256 {str(facts.get('base_sha256'))[:12]} in "
-                f"the file, {found[:12]} here; get the same backbone weights, or train again"
+                "the SaRA entries were trained on other weights: base_sha256 "
+                f"{str(facts.get('base_sha256'))[:12]} in the file, {found[:12]} here; get the same backbone weights, "
+                "or train again"
             )
         alpha = facts.get("alpha")
         if not isinstance(alpha, int | float) or not math.isfinite(alpha):
@@ -259,15 +263,15 @@ class SaRARun(LifeCycle):
         """The matrix whose rank loss counts in a step; drawn with replacement, by the step's own number."""
         if not self.matrices or self.method.rank_weight == 0:
             return None
-        names = list(self.matrices)
-        return names[int(torch.randint(len(names), (1,), generator=seeded("sara", self.seed, step)))]
+        drawn = torch.randint(len(self.matrices), (1,), generator=seeded("sara", self.seed, step))
+        return self.matrices[int(drawn)]
 
     @torch.no_grad()
     def rank_loss(self, name: str) -> tuple[Tensor, Tensor]:
         """Weighted nuclear norm of one matrix of trained entries, zero elsewhere, and its gradient at those entries."""
         entries = self.tuned[name]
         index = entries.index.to(torch.int64)
-        matrix = entries.values.new_zeros(self.matrices[name], dtype=torch.float64)
+        matrix = entries.values.new_zeros(self.sites[name].shape, dtype=torch.float64)
         matrix.view(-1).index_copy_(0, index, entries.values.to(torch.float64))
         value, gradient = nuclear_norm(matrix)
         weight = self.method.rank_weight
@@ -290,7 +294,7 @@ class SaRARun(LifeCycle):
         digest = hashlib.sha256()
         for name, entries in self.tuned.items():
             index, _ = entries.tuned()
-            loaded = self._own.backbone.tensor(name).detach().flatten().index_select(0, index)
+            loaded = loaded_of(self._own.backbone, self.sites[name]).flatten().index_select(0, index)
             digest.update(f"{name}|{index.numel()}|".encode())
             digest.update(loaded.to("cpu", torch.float32).numpy().tobytes())
         return digest.hexdigest()
@@ -298,6 +302,11 @@ class SaRARun(LifeCycle):
     @property
     def _own(self) -> Adapter:
         return self.__dict__["_adapter"]
+
+
+def loaded_of(backbone: Backbone, site: WeightSite) -> Tensor:
+    """The tensor or slice of a site as loaded."""
+    return part_of(backbone.tensor(site.path).detach(), site.rows)
 
 
 def nuclear_norm(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -141,6 +141,9 @@ REFUSED: dict[tuple[str, str], str] = {
 }
 """Combinations that cannot work, with what the sentence must say."""
 
+READS_VALUES = frozenset({"sara"})
+"""Configurations that choose what is trained by the weights, so that nothing can be counted without them."""
+
 EXEMPT: dict[tuple[str, str], Collection[str]] = {
     # The temperature of the contrastive loss is not part of the features.
     ("full", "clip"): ("backbone.logit_scale",),
