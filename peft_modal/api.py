@@ -108,6 +108,7 @@ def load(path: str | Path, *, weight: float | None = None) -> Model:
             "get the same backbone weights, or train again"
         )
     load_tensors(model.adapter, model.head, tensors)
+    model.adapter.adopt(header.facts)
     if weight is not None:
         model.adapter.weight = weight
     model.header = header

@@ -101,6 +101,7 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "vpt_end": _configured("vpt", num_tokens=3, place="end"),
     "ssf": _configured("ssf"),
     "ssf_linears": _configured("ssf", sites=["attn.qkv", "attn.q", "attn.out", "mlp"]),
+    "sara": _configured("sara", share=0.1),
     "hf_dora": _configured("hf", tuner="dora", config={"r": 4}),
     "hf_pissa": _configured("hf", tuner="pissa", sites=["mlp"], config={"r": 4, "lora_alpha": 8}),
     "hf_oft": _configured("hf", tuner="oft", sites=["attn.qkv", "attn.out"], config={"oft_block_size": 4}),
@@ -154,6 +155,9 @@ REFUSED: dict[tuple[str, str], str] = {
     },
 }
 """Combinations that cannot work, with what the sentence must say."""
+
+READS_VALUES = frozenset({"sara"})
+"""Configurations that choose what is trained by the weights, so that nothing can be counted without them."""
 
 EXEMPT: dict[tuple[str, str], Collection[str]] = {
     # The temperature of the contrastive loss is not part of the features.
