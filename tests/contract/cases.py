@@ -166,6 +166,9 @@ EXEMPT: dict[tuple[str, str], Collection[str]] = {
     **{
         (method, "mmdit"): tuple(f"{part}.transformer.transformer_blocks.1.attn.{name}" for name in names)
         for method, part, names in (
+            ("full", "backbone", ("add_q_proj.weight", "add_q_proj.bias", "norm_added_q.weight")),
+            ("bitfit", "backbone", ("add_q_proj.bias",)),
+            ("norm_tuning", "backbone", ("norm_added_q.weight",)),
             ("ssf", "adapter", ("add_q_proj.scale", "add_q_proj.shift")),
             ("compose_weights", "backbone.0_norm_tuning", ("norm_added_q.weight",)),
         )
@@ -177,6 +180,7 @@ EXEMPT: dict[tuple[str, str], Collection[str]] = {
 BF16_TOLERANCE: dict[tuple[str, str], float] = {
     # LayerNorm behind a branch that starts near zero divides by its small deviation and so magnifies rounding.
     ("adaptformer_norm_out", "point_mae"): 0.25,
+    ("adaptformer_norm_out", "mmdit"): 0.25,
     # The generator takes neighbours and maxima of tokens that the backbone computes in bf16: where two are nearly
     # equal, rounding, which differs between processors, sends the gradient to the other one.
     ("idpt", "point_mae"): 0.25,
