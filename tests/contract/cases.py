@@ -169,6 +169,7 @@ EXEMPT: dict[tuple[str, str], Collection[str]] = {
             ("full", "backbone", ("add_q_proj.weight", "add_q_proj.bias", "norm_added_q.weight")),
             ("bitfit", "backbone", ("add_q_proj.bias",)),
             ("norm_tuning", "backbone", ("norm_added_q.weight",)),
+            ("sara", "adapter", ("add_q_proj.weight.values", "add_q_proj.bias.values")),
             ("ssf", "adapter", ("add_q_proj.scale", "add_q_proj.shift")),
             ("compose_weights", "backbone.0_norm_tuning", ("norm_added_q.weight",)),
         )
