@@ -107,7 +107,7 @@ def load(path: str | Path, *, weight: float | None = None) -> Model:
             f"fingerprint {header.fingerprint[:12]} there, {found[:12]} here; "
             "get the same backbone weights, or train again"
         )
-    _fill(model.adapter, model.head, tensors, weight)
+    _fill(model.adapter, model.head, tensors, header, weight)
     model.header = header
     return model.eval()
 
@@ -142,12 +142,15 @@ def load_stack(files: Sequence[tuple[str | Path, float | None]]) -> Model:
             )
         generator = torch.Generator().manual_seed(composed.seed)
         adapter = composed.nodes["method"].build().attach(model.backbone, name=f"stacked{number}", generator=generator)
-        _fill(adapter, nn.Identity(), tensors, other_weight)
+        _fill(adapter, nn.Identity(), tensors, header, other_weight)
     return model.eval()
 
 
-def _fill(adapter: Adapter, head: nn.Module, tensors: Mapping[str, Tensor], weight: float | None) -> None:
+def _fill(
+    adapter: Adapter, head: nn.Module, tensors: Mapping[str, Tensor], header: Header, weight: float | None
+) -> None:  # fmt: skip
     load_tensors(adapter, head, tensors)
+    adapter.adopt(header.facts)
     if weight is not None:
         adapter.weight = weight
 

@@ -27,6 +27,7 @@ FORMAT_VERSION: Final = 2
 _KEY: Final = "peft_modal"
 _TYPES: Final[dict[str, type]] = {
     "config": dict, "fingerprint": str, "class_names": list, "preprocessing": dict, "metrics": dict, "versions": dict,
+    "facts": dict,
 }  # fmt: skip
 """Of the header's fields, as JSON holds them."""
 _CHECKSUM: Final = "checksum"
@@ -48,6 +49,8 @@ class Header:
     """What a predictor has to do to its inputs again."""
     metrics: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the method says of itself beside the configuration; see `Adapter.facts`."""
     format_version: int = FORMAT_VERSION
 
 

@@ -51,6 +51,11 @@ PLUGIN: Final = Plugin(
             summary="Scale and shift after every operation, merged afterwards.",
             paper="Lian et al., Scaling & Shifting Your Features, NeurIPS 2022, arXiv:2210.08823",
         ),
+        "sara": Entry(
+            "peft_modal.methods.sara:SaRA",
+            summary="The entries of smallest magnitude, with state of their number.",
+            paper="Hu et al., SaRA, ICLR 2025, arXiv:2409.06633",
+        ),
         "hf": Entry(
             "peft_modal.methods.hf:HF",
             summary="Weight-space tuners of Hugging Face peft: DoRA, PiSSA, VeRA, OFT, FourierFT, CorDA, ...",

@@ -58,6 +58,10 @@ class WeightSite:
         """Name of the stored tensor in the network's state dict."""
         return f"{self.holder}.{self.tensor}" if self.holder else self.tensor
 
+    def __deepcopy__(self, memo: object) -> WeightSite:
+        # A backbone has hundreds, and none ever changes.
+        return self
+
 
 @dataclass(frozen=True)
 class Port:
@@ -80,3 +84,6 @@ class Port:
     item: int | str = 0
     """Argument index or keyword of an input; index into a tuple output (ignored for a plain tensor)."""
     channel_dim: int = -1
+
+    def __deepcopy__(self, memo: object) -> Port:
+        return self

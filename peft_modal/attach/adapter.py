@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from peft_modal.attach.listeners import Listeners
 from peft_modal.attach.namespace import Namespace
 from peft_modal.attach.operations import Operation, OperationAttachment, OperationWeight
 from peft_modal.attach.prompts import PromptAttachment, PromptPlace, PromptSet, PromptSource, refuse_blocks
-from peft_modal.attach.sparse import SparseEntries
+from peft_modal.attach.sparse import SparseEntries, part_of
+from peft_modal.attach.sparse_attachment import CHECKPOINT_NAMES, FILE_NAMES, SparseAttachment
 from peft_modal.attach.taps import TapAttachment
 from peft_modal.attach.updates import LowRankUpdate, can_update
 from peft_modal.attach.weights import (
@@ -58,7 +59,8 @@ class Adapter(nn.Module):
         self.attachments: list[Attachment] = []
         self.events = Listeners(self.attachments)
         self.is_enabled = True
-        self.no_decay: set[str] = set()
+        self.decay: dict[str, bool] = {}
+        """Whether weight decay acts on a trained tensor, by name; on others by their number of axes."""
         self._weight = 1.0
         self._scope = ""
 
@@ -156,11 +158,36 @@ class Adapter(nn.Module):
             self.add(name or site.name, f)
         self._hang(TransformAttachment(self._order(), site, f, tensor=site.bias if bias else None))
 
-    def sparse(self, site: WeightSite, index: Tensor) -> SparseEntries:
-        """Train the entries at flat positions `index` of the site's slice."""
+    def sparse(self, site: WeightSite, index: Tensor, *, decay: bool | None = None) -> SparseEntries:
+        """Train the entries at flat row-major positions `index` of the site's slice; the change they make adds up.
+
+        Any tensor will do. One that no module's own forward reads is written for the length of the backbone's call; a
+        tied one is written wherever it stands.
+
+        Args:
+            site: The site.
+            index: Positions (k,), each once; may be empty.
+            decay: Whether weight decay pulls the values to zero; None where it would the whole tensor.
+
+        Raises:
+            AttachError: The tensor is not stored as real numbers, its entries are trained already, or it is tied to one
+                that the anatomy does not list.
+        """
+        self._must_propagate("a trained tensor")
         weight = self.backbone.tensor(site.path)
-        entries = SparseEntries(weight if site.rows is None else weight[site.rows[0] : site.rows[1]], index)
-        self.reparametrise(site, entries)
+        if not weight.is_floating_point():
+            raise AttachError(f"'{site.path}' is stored as {weight.dtype} and cannot be trained")
+        sites = self._tied_sites(site, weight)
+        for attachment in self.attachments:
+            if isinstance(attachment, SparseAttachment) and set(attachment.sites) & set(sites):
+                raise AttachError(f"entries of '{site.name}' are trained twice by one adapter")
+        entries = SparseEntries(part_of(weight, site.rows), index)
+        # A whole tensor is called by its path: a weight and its bias must not stand in one another's name.
+        name = site.path if site.rows is None else site.name
+        self.add(name, entries)
+        decays = (len(site.shape) >= 2 and site.decay) if decay is None else decay
+        self.decay[f"adapter.{self._scope}{name}.values"] = decays
+        self._hang(SparseAttachment(self._order(), sites, entries))
         return entries
 
     def branch(
@@ -279,7 +306,7 @@ class Adapter(nn.Module):
                 raise AttachError(f"'{path}' is stored as {copy.dtype} and cannot be trained")
             level.register_parameter(tensor, nn.Parameter(copy))
             if not decay:
-                self.no_decay.add(f"backbone.{(self._scope + path)}")
+                self.decay[f"backbone.{self._scope}{path}"] = False
         self._hang(LeafAttachment(self._order(), places, level, tensor, path=path))
         return getattr(level, tensor)
 
@@ -290,10 +317,16 @@ class Adapter(nn.Module):
             for a in self.attachments
         )
 
-    def listen(self, listener: LifeCycle, *, name: str = "life_cycle") -> None:
-        """Take part in the run; the task forwards the trainer's hooks to `events`."""
-        self.events.add(listener)
-        self.add(name, listener)
+    def listen(self, listener: LifeCycle, *, name: str = "life_cycle", training_only: bool = False) -> None:
+        """Take part in the run; the task forwards the trainer's hooks to `events`.
+
+        Args:
+            listener: Who takes part.
+            name: Of its tensors, and of what it says in the adapter file's header.
+            training_only: See `add`.
+        """
+        self.events.add(listener, name=self._scope + name)
+        self.add(name, listener, training_only=training_only)
 
     # Use.
 
@@ -340,20 +373,27 @@ class Adapter(nn.Module):
     def state(self, *, training_only: bool = False) -> dict[str, Tensor]:
         """Every tensor the adapter owns, by ownership and never by `requires_grad`; shared tensors once.
 
+        Of trained entries the file holds positions and changes, a checkpoint positions and values.
+
         Args:
             training_only: With what only training needs, for a checkpoint that goes on.
         """
         seen: set[int] = set()
         state = {}
+        sparse = {} if training_only else self._sparse()
         for prefix, part in self._parts(training_only=training_only):
             for key, value in part.state_dict(keep_vars=True).items():
-                if id(value) not in seen:
+                module = f"{prefix}.{key}".rpartition(".")[0]
+                if module in sparse:
+                    packed = sparse[module].packed(self.backbone)
+                    state.update({f"{module}.{name}": packed[name] for name in FILE_NAMES})
+                elif id(value) not in seen:
                     seen.add(id(value))
                     state[f"{prefix}.{key}"] = value.detach()
         return state
 
     def load(self, state: Mapping[str, Tensor], *, training_only: bool = False) -> None:
-        """Fill the adapter strictly; modules with data-dependent shapes resize first.
+        """Fill the adapter strictly; trained entries take over whatever number of them there is.
 
         Args:
             state: What `state` with the same `training_only` gave.
@@ -362,21 +402,46 @@ class Adapter(nn.Module):
         Raises:
             FileFormatError: A tensor is missing, left over, or of another shape.
         """
-        self._resize(state)
         own = self.state(training_only=training_only)
         missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
         if missing or extra:
             parts = [f"{len(names)} tensors are {what} (first: '{names[0]}')"
                      for names, what in ((missing, "missing"), (extra, "unknown")) if names]  # fmt: skip
             raise FileFormatError(f"the adapter's tensors do not fit this method: {', '.join(parts)}")
-        for name, target in own.items():
+        names = CHECKPOINT_NAMES if training_only else FILE_NAMES
+        sparse = {
+            module: (attachment, {name: state[f"{module}.{name}"] for name in names})
+            for module, attachment in self._sparse().items()
+        }
+        for module, (attachment, tensors) in sparse.items():
+            attachment.refuse(module, tensors)
+        plain = {name: target for name, target in own.items() if name.rpartition(".")[0] not in sparse}
+        for name, target in plain.items():
             if target.shape != state[name].shape:
                 raise FileFormatError(
                     f"tensor '{name}' has shape {tuple(state[name].shape)}, this method has {tuple(target.shape)}"
                 )
         with torch.no_grad():
-            for name, target in own.items():
+            for name, target in plain.items():
                 target.copy_(state[name])
+            for attachment, tensors in sparse.values():
+                if training_only:
+                    attachment.entries.fill(**tensors)
+                else:
+                    attachment.unpack(self.backbone, tensors)
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What an adapter file's header says of the method beside its configuration, by listener: JSON values."""
+        return self.events.facts()
+
+    def adopt(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Act on the `facts` of a file, after its tensors were loaded.
+
+        Raises:
+            BackboneMismatchError: It was made on other weights.
+            FileFormatError: It is of another format.
+        """
+        self.events.adopt(facts)
 
     def named_trained(self) -> dict[str, nn.Parameter]:
         """Every trainable tensor by its name, which is the one in the file if it is saved; each once."""
@@ -407,10 +472,30 @@ class Adapter(nn.Module):
                 f"the method does not back-propagate through the backbone, so {what} in it would get no gradient"
             )
 
-    def _resize(self, state: Mapping[str, Tensor]) -> None:
-        for name, module in self.adapter.named_modules():
-            if isinstance(module, SparseEntries) and f"adapter.{name}.values" in state:
-                module.resize(state[f"adapter.{name}.values"].numel())
+    def _sparse(self) -> dict[str, SparseAttachment]:
+        """By the name of the entries in a state."""
+        names = {id(module): f"adapter.{name}" for name, module in self.adapter.named_modules()}
+        return {names[id(a.entries)]: a for a in self.attachments if isinstance(a, SparseAttachment)}
+
+    def _tied_sites(self, site: WeightSite, weight: Tensor) -> tuple[WeightSite, ...]:
+        """The sites that are this tensor, or this slice of it.
+
+        Raises:
+            AttachError: The network registers it where the anatomy lists no site.
+        """
+        sites = []
+        for holder, tensor in registrations(self.backbone.network, weight):
+            here = [
+                other
+                for other in self.backbone.anatomy.sites
+                if (other.holder, other.tensor, other.rows) == (holder, tensor, site.rows)
+            ]
+            if not here:
+                raise AttachError(
+                    f"'{site.name}' is tied to '{holder}.{tensor}', which the anatomy does not list; leave it out"
+                )
+            sites.append(here[0])
+        return (site, *(other for other in sites if other.path != site.path))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
         # Moving a module replaces its buffers (and may replace parameters): what stands in must follow.

@@ -117,20 +117,22 @@ def drop_leaf(backbone: Backbone, holder: str, tensor: str, order: int) -> None:
     _forget(backbone, holder, tensor)
 
 
-def push_transform(backbone: Backbone, holder: str, tensor: str, owner: str, transform: Transform, order: int) -> None:
-    """Let a tensor computed at each call of `owner` stand in."""
+def push_transform(
+    backbone: Backbone, holder: str, tensor: str, owner: str | None, transform: Transform, order: int
+) -> None:
+    """Let a tensor computed at each call of `owner` stand in; None for the backbone itself, not its network."""
     chain = chain_of(backbone, holder, tensor)
     chain.transforms.append((order, transform))
     chain.transforms.sort(key=lambda entry: entry[0])
     key = ("owner", owner)
     if key not in backbone.shared:
-        backbone.shared[key] = OwnerHooks(backbone.network.get_submodule(owner))
+        backbone.shared[key] = OwnerHooks(backbone if owner is None else backbone.network.get_submodule(owner))
     hooks: OwnerHooks = backbone.shared[key]
     if chain not in hooks.chains:
         hooks.chains.append(chain)
 
 
-def drop_transform(backbone: Backbone, holder: str, tensor: str, owner: str, transform: Transform) -> None:
+def drop_transform(backbone: Backbone, holder: str, tensor: str, owner: str | None, transform: Transform) -> None:
     """Take a computed tensor away, and the owner's hooks with the last one."""
     chain = chain_of(backbone, holder, tensor)
     chain.transforms = [entry for entry in chain.transforms if entry[1] is not transform]

@@ -63,6 +63,24 @@ class LifeCycle(nn.Module):
     def finalise(self) -> None:
         """Training is over: fold, pack, drop what only training needed."""
 
+    # No events: the life cycle is asked.
+
+    def figures(self) -> Mapping[str, float]:
+        """Numbers about the step that was taken, each logged by its name."""
+        return {}
+
+    def facts(self) -> Mapping[str, Any]:
+        """What the adapter file's header shall say beside the configuration: JSON values; see `Adapter.facts`."""
+        return {}
+
+    def adopt(self, facts: Mapping[str, Any]) -> None:
+        """Act on the `facts` of a file, after its tensors were loaded.
+
+        Raises:
+            BackboneMismatchError: It was made on other weights.
+            FileFormatError: It is of another format.
+        """
+
 
 EVENTS = (
     "prepare", "on_fit_start", "on_epoch_start", "step_begin", "penalty", "compute_gradients", "after_backward",

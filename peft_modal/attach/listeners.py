@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -21,10 +22,15 @@ class Listeners:
     def __init__(self, attachments: list[Attachment]) -> None:
         self._attachments = attachments
         self._members: list[LifeCycle] = []
+        self._names: list[str] = []
         self._came: set[str] = set()
 
-    def add(self, listener: LifeCycle) -> None:
+    def add(self, listener: LifeCycle, *, name: str = "life_cycle") -> None:
         """One more.
+
+        Args:
+            listener: Who is told.
+            name: Under which its facts stand in a file.
 
         Raises:
             AttachError: Two compute gradients in their own way.
@@ -32,6 +38,7 @@ class Listeners:
         if _overrides(listener, "compute_gradients") and self.wants("compute_gradients"):
             raise AttachError("two stacked methods compute gradients in their own way; only one can")
         self._members.append(listener)
+        self._names.append(name)
 
     def wants(self, event: str) -> bool:
         """Whether a listener does something at this event."""
@@ -97,6 +104,20 @@ class Listeners:
     def finalise(self) -> None:
         """See `LifeCycle.finalise`."""
         self._tell("finalise")
+
+    def figures(self) -> dict[str, float]:
+        """See `LifeCycle.figures`."""
+        return {name: value for member in self._members for name, value in member.figures().items()}
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """See `LifeCycle.facts`; by name, of those who have some."""
+        said = {name: dict(member.facts()) for name, member in zip(self._names, self._members, strict=True)}
+        return {name: own for name, own in said.items() if own}
+
+    def adopt(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """See `LifeCycle.adopt`; each gets its own."""
+        for name, member in zip(self._names, self._members, strict=True):
+            member.adopt(facts.get(name, {}))
 
     def _tell(self, event: str, *arguments: object) -> None:
         self._came.add(event)

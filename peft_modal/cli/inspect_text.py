@@ -60,6 +60,7 @@ def adapter_text(report: AdapterReport) -> None:
     lines.append(("classes", f"{len(header.class_names)}: {', '.join(header.class_names)}" if header.class_names else
                   "none"))  # fmt: skip
     lines.append(("preprocessing", _pairs(header.preprocessing) or "none"))
+    lines += [(name, _pairs(facts)) for name, facts in header.facts.items()]
     lines.append(("versions", _pairs(header.versions)))
     lines.append(("metrics", "" if header.metrics else "none"))
     for key, text in lines:

@@ -165,6 +165,7 @@ def _write_head(model: Model, backbone: Mapping[str, Any], path: Path) -> None:
         )
     header = Header(**{
         **model.header.__dict__, "config": composed.to_dict(), "fingerprint": fingerprint(own), "metrics": {},
+        "facts": {},
     })  # fmt: skip
     save_adapter(path, tensors_of(plain.adapter, model.head), header)
 

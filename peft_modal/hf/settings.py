@@ -188,6 +188,8 @@ def _check_init(settings: Settings) -> None:
     if value in {"loftq", "lora_ga"}:
         reason = DECIDED[f"{value}_config"]
         raise ConfigError(f"{where}: '{value}' {reason}; `pissa` starts from the weights themselves")
+    if settings.name == "tinylora" and value is False:
+        raise ConfigError(f"{where}: with false peft leaves tinylora's vector uninitialised; use 'uniform'")
     eva = settings.arguments.get("eva_config") or {}
     if value == "eva" and eva.get("rho", 1.0) != 1.0:
         raise ConfigError(

@@ -123,7 +123,7 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except (NotImplementedError, RuntimeError) as error:
         # Reading a value of a tensor that has none.
-        if "meta" not in str(error):
+        if "meta" not in str(error).lower():
             raise
         first = str(error).splitlines()[0]
         raise ConfigError(

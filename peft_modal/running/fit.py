@@ -74,6 +74,7 @@ def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
         preprocessing=dict(data.preprocessing),
         metrics=figures,
         versions=versions(),
+        facts=task.adapter.facts(),
     )
     _save(folder, task, header)
     # What is reported is what the file gives: it is read back before the test.

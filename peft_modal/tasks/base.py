@@ -40,7 +40,7 @@ class Task(LightningModule):
         head: Features to predictions; supplied by the program.
         lr: Learning rate of AdamW.
         betas: Its decay rates of the gradient's mean and of its square.
-        weight_decay: Decay of tensors with two and more axes.
+        weight_decay: Decay of tensors with two and more axes, and of what the method says.
         warmup_share: Share of the run's steps with a linearly growing learning rate.
         min_lr_share: Share of the learning rate that the cosine ends at.
         clip_norm: Largest gradient norm, or None.
@@ -153,8 +153,8 @@ class Task(LightningModule):
         Raises:
             TrainingError: Nothing is trained.
         """
-        no_decay = self.adapter.no_decay
-        groups = parameter_groups(self.named_trained(), lr=self.lr, weight_decay=self.weight_decay, no_decay=no_decay)
+        decay = self.adapter.decay
+        groups = parameter_groups(self.named_trained(), lr=self.lr, weight_decay=self.weight_decay, decay=decay)
         if not groups:
             raise TrainingError("nothing is trained: neither the method nor the head has a parameter")
         optimizer = torch.optim.AdamW(groups, betas=self.betas)
@@ -301,6 +301,8 @@ class Task(LightningModule):
             self.adapter.events.after_step(self._step)
             if self.average is not None:
                 self.average.update(self.named_trained())
+            for name, value in self.adapter.events.figures().items():
+                self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=1)
 
     def on_validation_start(self) -> None:
         """Validate the average, where there is one."""

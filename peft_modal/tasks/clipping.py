@@ -8,6 +8,7 @@ from torch import nn
 
 from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter
+from peft_modal.attach.sparse_attachment import SparseAttachment
 
 
 class FrozenGradients:
@@ -30,7 +31,13 @@ class FrozenGradients:
 
     def clip(self, trained: Iterable[nn.Parameter], max_norm: float) -> None:
         """Scale the gradients of `trained` so that the norm over them and the frozen ones is at most `max_norm`."""
-        frozen = list(self.stand_ins.parameters())
+        named = self.stand_ins.named_trained()
+        for adapter in self.stand_ins.backbone.adapters.values():
+            for attachment in adapter.attachments:
+                if isinstance(attachment, SparseAttachment):
+                    # A stand-in is whole: of entries that are trained it must not count a second time.
+                    attachment.leave_out(named[f"backbone.{attachment.sites[0].path}"].grad)
+        frozen = list(named.values())
         nn.utils.clip_grad_norm_([*trained, *frozen], max_norm)
         for parameter in frozen:
             parameter.grad = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,21 +12,26 @@ from torch import nn
 
 
 def parameter_groups(
-    named: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float, no_decay: Collection[str] = ()
+    named: Mapping[str, nn.Parameter],
+    *,
+    lr: float,
+    weight_decay: float,
+    decay: Mapping[str, bool] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """Two groups: tensors of two and more axes decay; vectors, biases and what `no_decay` names do not.
+    """Two groups: tensors of two and more axes decay, vectors and biases do not, unless `decay` says otherwise.
 
     Args:
         named: Trained parameters by name.
         lr: Learning rate of both groups.
         weight_decay: Decay of the first group.
-        no_decay: Names that never decay, whatever their shape.
+        decay: Whether a name decays, whatever its shape.
     """
-    decayed = [p for name, p in named.items() if p.dim() >= 2 and name not in no_decay]
-    kept = [p for name, p in named.items() if p.dim() < 2 or name in no_decay]
+    parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in named.items():
+        parts[decay.get(name, parameter.dim() >= 2)].append(parameter)
     groups = [
-        {"params": decayed, "lr": lr, "weight_decay": weight_decay},
-        {"params": kept, "lr": lr, "weight_decay": 0.0},
+        {"params": parts[True], "lr": lr, "weight_decay": weight_decay},
+        {"params": parts[False], "lr": lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

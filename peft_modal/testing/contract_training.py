@@ -196,7 +196,8 @@ def check_compile(backbone_factory: BackboneFactory, method: Method) -> None:
         adapter = method.attach(backbone)
         shift(adapter)
         wanted, wanted_gradients = outputs(backbone), gradients(backbone, adapter)
-        paths = {port.module for port in backbone.anatomy.ports if port.role == "block.in"} or {""}
+        stream = {"block.in", "block.out"}
+        paths = {port.module for port in backbone.anatomy.ports if port.role in stream} or {""}
         for path in sorted(paths):
             backbone.network.get_submodule(path).compile(backend="aot_eager", fullgraph=True, dynamic=False)
         dynamo.utils.counters.clear()

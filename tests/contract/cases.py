@@ -101,6 +101,7 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "vpt_end": _configured("vpt", num_tokens=3, place="end"),
     "ssf": _configured("ssf"),
     "ssf_linears": _configured("ssf", sites=["attn.qkv", "attn.q", "attn.out", "mlp"]),
+    "sara": _configured("sara", share=0.1),
     "hf_dora": _configured("hf", tuner="dora", config={"r": 4}),
     "hf_pissa": _configured("hf", tuner="pissa", sites=["mlp"], config={"r": 4, "lora_alpha": 8}),
     "hf_oft": _configured("hf", tuner="oft", sites=["attn.qkv", "attn.out"], config={"oft_block_size": 4}),
@@ -155,6 +156,9 @@ REFUSED: dict[tuple[str, str], str] = {
 }
 """Combinations that cannot work, with what the sentence must say."""
 
+READS_VALUES = frozenset({"sara"})
+"""Configurations that choose what is trained by the weights, so that nothing can be counted without them."""
+
 EXEMPT: dict[tuple[str, str], Collection[str]] = {
     # The temperature of the contrastive loss is not part of the features.
     ("full", "open_clip"): ("backbone.logit_scale",),
@@ -162,6 +166,10 @@ EXEMPT: dict[tuple[str, str], Collection[str]] = {
     **{
         (method, "mmdit"): tuple(f"{part}.transformer.transformer_blocks.1.attn.{name}" for name in names)
         for method, part, names in (
+            ("full", "backbone", ("add_q_proj.weight", "add_q_proj.bias", "norm_added_q.weight")),
+            ("bitfit", "backbone", ("add_q_proj.bias",)),
+            ("norm_tuning", "backbone", ("norm_added_q.weight",)),
+            ("sara", "adapter", ("add_q_proj.weight.values", "add_q_proj.bias.values")),
             ("ssf", "adapter", ("add_q_proj.scale", "add_q_proj.shift")),
             ("compose_weights", "backbone.0_norm_tuning", ("norm_added_q.weight",)),
         )
@@ -173,6 +181,7 @@ EXEMPT: dict[tuple[str, str], Collection[str]] = {
 BF16_TOLERANCE: dict[tuple[str, str], float] = {
     # LayerNorm behind a branch that starts near zero divides by its small deviation and so magnifies rounding.
     ("adaptformer_norm_out", "point_mae"): 0.25,
+    ("adaptformer_norm_out", "mmdit"): 0.25,
     # The generator takes neighbours and maxima of tokens that the backbone computes in bf16: where two are nearly
     # equal, rounding, which differs between processors, sends the gradient to the other one.
     ("idpt", "point_mae"): 0.25,

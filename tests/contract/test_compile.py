@@ -40,7 +40,8 @@ class TapEveryBlock(Method):
     [
         ("lora", "vit"),  # one fused call with two pairs
         ("lora_fused", "vit"),  # one pair: as many arguments as torch.compile must not mistake for a missing context
-        ("lora", "mmdit"),  # called linears without a bias
+        ("lora", "stable_diffusion"),  # called linears without a bias
+        ("adaptformer", "mmdit"),  # a branch to one item of what a block returns
         ("lora", "open_clip"),  # a low-rank update computed in the weight
         ("ssf_linears", "open_clip"),  # a computed weight and bias, and modules applied at ports
         ("adaptformer", "vit"),  # a branch from port to port

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tiny_backbones import TinyCLIP, TinyUNet, TinyViT
@@ -135,7 +137,7 @@ def test_an_unknown_site_names_the_nearest() -> None:
 
 
 def test_the_output_of_a_called_operation_is_a_port_with_its_channel_axis() -> None:
-    conv = UNET.output_port(UNET.site("conv_in"))
+    conv = UNET.output_port(UNET.site("unet.conv_in"))
     assert (conv.channel_dim, conv.width) == (1, 8)
     with pytest.raises(SelectionError, match="read inside a function"):
         CLIP.output_port(CLIP.site("visual.blocks.0.attn.q"))
@@ -212,3 +214,11 @@ def test_a_bias_that_a_file_holds_fills_an_empty_slot_only() -> None:
     assert net[0].bias.shape == (4,)
     assert not net[0].bias.requires_grad
     assert net[1].bias is kept
+
+
+def test_copies_of_a_backbone_share_the_places_that_never_change() -> None:
+    backbone = TinyViT(depth=1)
+    twin = copy.deepcopy(backbone)
+    assert twin.anatomy is not backbone.anatomy
+    for places, others in ((twin.anatomy.sites, backbone.anatomy.sites), (twin.anatomy.ports, backbone.anatomy.ports)):
+        assert all(place is other for place, other in zip(places, others, strict=True))

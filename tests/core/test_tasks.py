@@ -286,13 +286,14 @@ def test_an_event_that_never_came_is_an_error(tmp_path):
         fit(task, tmp_path)
 
 
-def test_vectors_and_named_tensors_do_not_decay():
+def test_vectors_do_not_decay_unless_the_adapter_says_so():
     named = {"w": torch.nn.Parameter(torch.ones(2, 2)), "b": torch.nn.Parameter(torch.ones(2)),
-             "cls": torch.nn.Parameter(torch.ones(1, 1, 2))}  # fmt: skip
-    groups = parameter_groups(named, lr=0.1, weight_decay=0.5, no_decay={"cls"})
+             "cls": torch.nn.Parameter(torch.ones(1, 1, 2)), "values": torch.nn.Parameter(torch.ones(3))}  # fmt: skip
+    groups = parameter_groups(named, lr=0.1, weight_decay=0.5, decay={"cls": False, "values": True})
 
-    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.5), (2, 0.0)]
-    assert groups[0]["params"][0] is named["w"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    decayed, kept = ([next(n for n, p in named.items() if p is q) for q in group["params"]] for group in groups)
+    assert (decayed, kept) == (["w", "values"], ["b", "cls"])
 
 
 def test_the_class_token_that_a_backbone_excepts_does_not_decay(tmp_path):

@@ -206,8 +206,8 @@ def test_undecayed_sites_are_listed() -> None:
     adapter = attach(
         backbone, lambda a: [a.own(backbone.anatomy.site("cls_token")), a.own(backbone.anatomy.site("pos_embed"))]
     )
-    assert adapter.no_decay == {"backbone.cls_token"}
-    assert adapter.no_decay <= set(adapter.named_trained())
+    assert adapter.decay == {"backbone.cls_token": False}
+    assert set(adapter.decay) <= set(adapter.named_trained())
 
 
 def test_an_integer_tensor_cannot_be_trained() -> None:

@@ -436,7 +436,7 @@ def test_what_cannot_merge_says_why_and_what_to_do(capsys):
     [("merged.pt", "'merged.pt' does not end in .safetensors"),
      ("run/adapter.safetensors", "would overwrite the adapter file itself")],
 )  # fmt: skip
-def test_a_merge_into_the_wrong_file_is_refused(out, sentence, capsys):
+def test_a_merge_into_the_wrong_file_is_refused(run, out, sentence, capsys):
     assert main(["merge", "--adapter", "run/adapter.safetensors", "--out", out]) == 2
     assert sentence in capsys.readouterr().err
 

@@ -13,6 +13,7 @@ import pytest
 
 from golden_runners import (
     block_adapters,
+    magnitude_selection,
     point_network,
     point_pretraining,
     prompt_generator,
@@ -33,6 +34,7 @@ RUNNERS: dict[str, Callable[[GoldenCase], None]] = {
     "adaptformer-bench": block_adapters.adaptformer,
     "adapter-pfeiffer": block_adapters.pfeiffer,
     "lora-qkv": block_adapters.lora,
+    "sara": magnitude_selection.sara,
 }
 
 

@@ -11,7 +11,7 @@ from tiny_backbones import TinyCLIP, TinyUNet, TinyViT
 from tuner_cases import TUNER_ARGUMENTS
 
 from peft_modal.attach import merge_
-from peft_modal.errors import AttachError
+from peft_modal.errors import AttachError, ConfigError
 from peft_modal.hf.layers import environment_kept
 from peft_modal.hf.tuners import PRESETS, REFUSED, TUNERS
 from peft_modal.methods.hf import HF
@@ -84,11 +84,16 @@ def test_contract_holds(tuner: str, contract: str) -> None:
     CONTRACTS[contract](vit, HF(tuner=tuner, config=TUNER_ARGUMENTS[tuner]))
 
 
-@pytest.mark.parametrize("tuner", [t for t in TUNER_ARGUMENTS if t not in PRESETS and TUNERS[t].init])
+@pytest.mark.parametrize("tuner", [t for t in TUNER_ARGUMENTS if t not in {*PRESETS, "tinylora"} and TUNERS[t].init])
 def test_another_initialisation_declares_that_it_is_no_identity(tuner: str) -> None:
     method = HF(tuner=tuner, config={**TUNER_ARGUMENTS[tuner], TUNERS[tuner].init: False})
     assert not method.identity_at_init
     CONTRACTS["identity_at_init"](vit, method)
+
+
+def test_an_uninitialised_start_is_refused() -> None:
+    with pytest.raises(ConfigError, match="init_weights: with false peft leaves tinylora's vector uninitialised"):
+        HF(tuner="tinylora", config={"init_weights": False})
 
 
 def test_every_type_of_peft_is_bridged_or_refused_with_a_reason() -> None:

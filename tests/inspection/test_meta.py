@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract.cases import BACKBONES, REFUSED, backbone_factory, combinations, make_method, registry
+from contract.cases import (
+    BACKBONES,
+    READS_VALUES,
+    REFUSED,
+    backbone_factory,
+    combinations,
+    make_method,
+    registry,
+)
 from plain_backbone import Built
 from torch import nn
 
@@ -16,7 +24,7 @@ from peft_modal.methods.base import Method
 from peft_modal.testing.dry_run import no_attention_fast_path
 from peft_modal.testing.matrix import load_entry
 
-WORKING = [pair for pair in combinations() if pair not in REFUSED]
+WORKING = [pair for pair in combinations() if pair not in REFUSED and pair[0] not in READS_VALUES]
 MEASURED = ["full", "lora_linears", "lora_dropout", "vpt_shallow", "ssf", "adaptformer_norm_in", "compose", "idpt"]
 
 
@@ -135,6 +143,16 @@ def test_what_reads_values_while_it_is_built_is_refused_in_a_sentence() -> None:
     composed = compose({"backbone": "point_mae", "method": "lora"}, required=())
     with pytest.raises(ConfigError, match=r"method 'magnitudes' cannot be inspected: it reads values of weights"):
         build_model(composed, ("a",), method=Magnitudes())
+
+
+@pytest.mark.parametrize("configuration", sorted(READS_VALUES))
+def test_what_chooses_by_the_weights_is_refused_in_a_sentence(configuration: str) -> None:
+    from peft_modal.compose import compose
+    from peft_modal.inspection.building import build_model
+
+    composed = compose({"backbone": "point_mae", "method": "lora"}, required=())
+    with pytest.raises(ConfigError, match="cannot be inspected: it reads values of weights"):
+        build_model(composed, ("a",), method=make_method(configuration))
 
 
 def test_a_step_that_depends_on_values_gives_a_reason_and_no_number() -> None:

@@ -44,7 +44,10 @@ def save_toy_adapter(path: Path, composed: Composed, *, seed: int = 1) -> Path:
     """Write the adapter file of a configuration, with values that follow from `seed`, and return its path."""
     model = build(composed, ())
     randomise(model.adapter, seed=seed)
-    header = Header(composed.to_dict(), fingerprint(model.backbone.network.state_dict()), versions=versions())
+    header = Header(
+        composed.to_dict(), fingerprint(model.backbone.network.state_dict()), versions=versions(),
+        facts=model.adapter.facts(),
+    )  # fmt: skip
     save_adapter(path, tensors_of(model.adapter, model.head), header)
     return path
 
