@@ -234,7 +234,8 @@ def denoise(layout: Layout, parts: Mapping[str, nn.Module], batch: Mapping[str, 
     """
     family = layout.family
     states, pooled = batch.get("states"), batch.get("pooled")
-    if states is None:
+    # Where text encoders are tuned, what was made of the captions before is no longer true.
+    if all(name in parts and _ids(name) in batch for name in family.text_encoders):
         found = [states_of(parts[name], batch[_ids(name)], family) for name in family.text_encoders]
         states, pooled = join_states(found, family, _text_width(layout), batch.get("t5_states"))
         if "captioned" in batch:
