@@ -40,9 +40,10 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.fixture(scope="module")
 def adapter(toy_folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything of denoiser and text encoder is trained."""
-    composed = toy_config(toy_folders("toy"), {"name": "full"}, tune="denoiser_and_text")
-    return save_toy_adapter(tmp_path_factory.mktemp("full") / "a.safetensors", composed)
+    """Of denoiser and text encoder."""
+    method = {"name": "lora", "rank": 2, "alpha": 3.0, "sites": ["attn.q", "mlp.in", "conv.in"]}
+    composed = toy_config(toy_folders("toy"), method, tune="denoiser_and_text")
+    return save_toy_adapter(tmp_path_factory.mktemp("adapter") / "a.safetensors", composed)
 
 
 @pytest.fixture(scope="module")
