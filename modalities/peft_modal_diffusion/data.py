@@ -6,31 +6,42 @@ cached), `caption` and `key`, lists of B texts, `original_size`, `crop` and `tar
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from peft_modal.data.epochs import Batch
 from peft_modal.data.folder import files_below, list_files
 from peft_modal.data.images import SUFFIXES
-from peft_modal.data.splits import Part, SplitData, require_positive
+from peft_modal.data.splits import PARTS, Part, SplitData, require_positive
 from peft_modal.errors import ConfigError, DataError
 from peft_modal.ranges import NonNegativeInt, PositiveInt, Range, Share
 from peft_modal_diffusion.captions import Captioned, CaptionIndex, scan_captions
 from peft_modal_diffusion.latents import Encode, cache_latents
-from peft_modal_diffusion.samples import Crop, Framing, ImageSet, SubjectBatches, TrainBatches, look_at
+from peft_modal_diffusion.probes import Probe
+from peft_modal_diffusion.samples import Choice, Crop, Framing, ImageSet, SubjectBatches, TrainBatches, look_at
 from peft_modal_diffusion.transforms import Size, make_buckets
 
 _MIN_STEP = 8
+_CLASS_PROBES = 4
+"""Pictures of the class that are drawn to see what a run has done to it."""
 
 
 class Pictures(SplitData):
-    """What the data modules of images share; a subclass says in `load` which images are in a split.
+    """What the data modules of images share; a subclass says in `find` which images are in a split.
+
+    Where no resolution is given, it is the network's: nothing is read before `suit` has told it.
 
     Args:
-        framing: How pictures are cut.
+        resolution: Side of the square that the network is trained on, in pixels; None for the network's own.
+        crop: Where the square is cut out of a training picture.
+        flip: Mirror half of the training pictures.
+        bucket_step: What the sides of other shapes than the square are multiples of; None for the square alone.
         batch_size: Pictures per training batch; evaluation takes twice as many.
         repeats: How often an epoch shows each training picture.
         seed: Of order, crops, flips and captions.
@@ -40,13 +51,70 @@ class Pictures(SplitData):
         ConfigError: A number is out of range or a name is unknown.
     """
 
-    def __init__(self, *, framing: Framing, batch_size: int, repeats: int, seed: int, num_workers: int) -> None:
-        require_positive(batch_size=batch_size, resolution=framing.resolution, repeats=repeats)
+    def __init__(
+        self, *, resolution: int | None, crop: Crop, flip: bool, bucket_step: int | None = None, batch_size: int,
+        repeats: int, seed: int, num_workers: int,
+    ) -> None:  # fmt: skip
+        given = {} if resolution is None else {"resolution": resolution}
+        require_positive(batch_size=batch_size, repeats=repeats, **given)
         super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
-        if framing.crop not in {"centre", "random"}:
-            raise ConfigError(f"crop is '{framing.crop}', expected 'centre' or 'random'.")
-        self.framing = framing
+        if crop not in {"centre", "random"}:
+            raise ConfigError(f"crop is '{crop}', expected 'centre' or 'random'.")
         self.repeats = repeats
+        self._asked: set[Part] = set()
+        self._frame = partial(_framing, crop=crop, flip=flip, bucket_step=bucket_step)
+        self._framing = None if resolution is None else self._frame(resolution)
+
+    @property
+    def framing(self) -> Framing:
+        """How pictures are cut.
+
+        Raises:
+            ConfigError: No resolution is known yet.
+        """
+        if self._framing is None:
+            raise ConfigError("data.resolution is null, which stands for the network's own, but no network was named")
+        return self._framing
+
+    @abstractmethod
+    def find(self, part: Part) -> Sequence[Captioned]:
+        """The images of a split.
+
+        Raises:
+            DataError: The folder or its captions cannot serve.
+        """
+
+    def load(self, part: Part) -> ImageSet:
+        """Find the images of a split and read their headers.
+
+        Raises:
+            DataError: The folder, its captions or an image cannot serve.
+        """
+        return self.image_set(self.find(part), part)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the splits that a stage needs; only look for their images while the resolution is not known."""
+        if self._framing is not None:
+            super().setup(stage)
+            return
+        self._asked.update(PARTS[stage])
+        for part in PARTS[stage]:
+            self.find(part)
+
+    def suit(self, side: int) -> None:
+        """Cut pictures to a network's own resolution, unless another was asked for.
+
+        Args:
+            side: In pixels.
+
+        Raises:
+            ConfigError: It is no multiple of the step of the buckets.
+        """
+        if self._framing is None:
+            self._framing = self._frame(side)
+            for part in PARTS[None]:
+                if part in self._asked:
+                    self._sets[part] = self.load(part)
 
     @property
     def preprocessing(self) -> dict[str, object]:
@@ -62,6 +130,14 @@ class Pictures(SplitData):
         self.setup()
         texts = (text for images in self.image_sets() for picture in images.pictures for text in picture.captions)
         return tuple(dict.fromkeys(texts))
+
+    def references(self, most: int) -> tuple[list[Tensor], list[str]]:
+        """See `peft_modal_diffusion.probes.HasReferences`; pictures come from their files, whatever is cached."""
+        self.setup("fit")
+        images: ImageSet = self._sets["train"]
+        chosen = range(0, len(images), max(1, self.repeats, -(-len(images) // most)))
+        pictures = [images.pixels(index, Choice()) / 2 + 0.5 for index in chosen]
+        return pictures, [images.pictures[index].captions[0] for index in chosen]
 
     def cache_latents(self, encode: Encode, *, encoder: str, dtype: str) -> None:
         """Encode all pictures now, those of every split; from now on batches hold latents instead of pixels.
@@ -88,6 +164,15 @@ class Pictures(SplitData):
         return samples
 
 
+def _framing(resolution: int, *, crop: Crop, flip: bool, bucket_step: int | None) -> Framing:
+    if bucket_step is not None and (bucket_step < _MIN_STEP or resolution % bucket_step):
+        raise ConfigError(
+            f"resolution is {resolution}, expected a multiple of bucket_step, which is {bucket_step} and must be "
+            f"{_MIN_STEP} or more."
+        )
+    return Framing(resolution, crop, flip, make_buckets(resolution, bucket_step) if bucket_step else ())
+
+
 class Folder(Pictures):
     """Your own images with captions, in `DIR/{train,val,test}/...` or all below `DIR`.
 
@@ -100,7 +185,7 @@ class Folder(Pictures):
         caption: One caption for all images, whatever stands beside them.
         caption_column: Key of the captions in `metadata.jsonl`.
         allow_empty: Take empty captions from files as they are; they teach the picture without words.
-        resolution: Side of the square that the network is trained on, in pixels.
+        resolution: Side of the square that the network is trained on, in pixels; null for the network's own.
         crop: Where the square is cut out of a training picture.
         flip: Mirror half of the training pictures left to right; not for faces, writing or captions with sides.
         buckets: Keep wide and tall pictures wide and tall: each goes to the nearest of the shapes of about
@@ -125,7 +210,7 @@ class Folder(Pictures):
         caption: str | None = None,
         caption_column: str = "text",
         allow_empty: bool = False,
-        resolution: PositiveInt = 512,
+        resolution: PositiveInt | None = None,
         crop: Crop = "centre",
         flip: bool = False,
         buckets: bool = False,
@@ -136,14 +221,8 @@ class Folder(Pictures):
         seed: int = 0,
         num_workers: NonNegativeInt = 0,
     ) -> None:
-        if buckets and (bucket_step < _MIN_STEP or resolution % bucket_step):
-            raise ConfigError(
-                f"resolution is {resolution}, expected a multiple of bucket_step, which is {bucket_step} and must be "
-                f"{_MIN_STEP} or more."
-            )
-        shapes = make_buckets(resolution, bucket_step) if buckets else ()
         super().__init__(
-            framing=Framing(resolution, crop, flip, shapes),
+            resolution=resolution, crop=crop, flip=flip, bucket_step=bucket_step if buckets else None,
             batch_size=batch_size, repeats=repeats, seed=seed, num_workers=num_workers,
         )  # fmt: skip
         self.root = Path(root)
@@ -153,18 +232,19 @@ class Folder(Pictures):
         self.val_share = val_share
         self._index: CaptionIndex | None = None
 
-    def load(self, part: Part) -> ImageSet:
-        """Find the images of a split and read their headers.
+    def find(self, part: Part) -> Sequence[Captioned]:
+        """The images of a split, with their captions.
 
         Raises:
-            DataError: The folder, its captions or an image cannot serve.
+            DataError: The folder or its captions cannot serve.
         """
         if self._index is None:
             self._index = scan_captions(
                 self.root, caption=self.caption, column=self.caption_column, allow_empty=self.allow_empty,
                 val_share=self.val_share, seed=self.seed,
             )  # fmt: skip
-        return self.image_set(getattr(self._index, part), part)
+        found: Sequence[Captioned] = getattr(self._index, part)
+        return found
 
     def train_source(self, samples: ImageSet) -> TrainBatches:
         """Batches whose captions, flips and crops are chosen anew."""
@@ -183,7 +263,7 @@ class Subject(Pictures):
         class_root: Folder with pictures of the class; without it none are mixed in.
         class_prompt: Caption of those, the same without the word: `a photo of dog`.
         num_class_images: How many pictures of the class there shall be; the task draws those that are missing.
-        resolution: Side of the square that the network is trained on, in pixels.
+        resolution: Side of the square that the network is trained on, in pixels; null for the network's own.
         crop: Where the square is cut out of a picture.
         flip: Mirror half of the pictures left to right.
         batch_size: Pictures of the subject per batch.
@@ -204,7 +284,7 @@ class Subject(Pictures):
         class_root: str | Path | None = None,
         class_prompt: str | None = None,
         num_class_images: PositiveInt = 100,
-        resolution: PositiveInt = 512,
+        resolution: PositiveInt | None = None,
         crop: Crop = "centre",
         flip: bool = False,
         batch_size: PositiveInt = 1,
@@ -213,8 +293,8 @@ class Subject(Pictures):
         num_workers: NonNegativeInt = 0,
     ) -> None:
         super().__init__(
-            framing=Framing(resolution, crop, flip),
-            batch_size=batch_size, repeats=repeats, seed=seed, num_workers=num_workers,
+            resolution=resolution, crop=crop, flip=flip, batch_size=batch_size, repeats=repeats, seed=seed,
+            num_workers=num_workers,
         )  # fmt: skip
         if not instance_prompt.strip():
             raise ConfigError("data.instance_prompt is empty, expected words such as 'a photo of sks dog'.")
@@ -232,14 +312,14 @@ class Subject(Pictures):
         self.num_class_images = num_class_images
         self._priors: ImageSet | None = None
 
-    def load(self, part: Part) -> ImageSet:
+    def find(self, part: Part) -> Sequence[Captioned]:
         """The pictures of the subject.
 
         Raises:
-            DataError: There are none, or one cannot serve.
+            DataError: There are none.
         """
         files = list_files(self.root, SUFFIXES) if part == "train" else ()
-        return self.image_set([Captioned(path, (self.instance_prompt,)) for path in files], part)
+        return [Captioned(path, (self.instance_prompt,)) for path in files]
 
     def priors(self) -> ImageSet | None:
         """The pictures of the class, looked for at the first call: they may be made after `setup`.
@@ -264,6 +344,10 @@ class Subject(Pictures):
         if self.class_root is None or not self.class_root.is_dir():
             return ()
         return files_below(self.class_root, SUFFIXES)
+
+    def probes(self) -> tuple[Probe, ...]:
+        """Whether the class is drawn as before."""
+        return () if self.class_prompt is None else (Probe((self.class_prompt,) * _CLASS_PROBES, is_prior=True),)
 
     def image_sets(self) -> list[ImageSet]:
         """The pictures of the subject and of the class."""

@@ -57,6 +57,12 @@ def pipeline_of(backbone: StableDiffusion) -> Any:  # noqa: ANN401 — a class o
     return pipeline
 
 
+def side_of(backbone: StableDiffusion) -> int:
+    """Sides in pixels of the pictures that a denoiser was trained for."""
+    denoiser: Any = backbone.denoiser
+    return int(denoiser.config["sample_size"]) * 2 ** (len(backbone.surroundings["vae"].config.block_out_channels) - 1)
+
+
 @torch.no_grad()
 def generate(
     backbone: StableDiffusion, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling = Sampling()

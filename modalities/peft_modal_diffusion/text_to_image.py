@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -14,15 +14,16 @@ from torch import Generator, Tensor, nn
 from peft_modal.attach import Adapter
 from peft_modal.data.seeding import seeded
 from peft_modal.errors import ConfigError
-from peft_modal.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Share
+from peft_modal.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share
 from peft_modal.report import Section
 from peft_modal.tasks.base import Stage, Task
 from peft_modal.tasks.predicting import PredictRequest
 from peft_modal_diffusion.backbone import StableDiffusion
 from peft_modal_diffusion.data import Pictures, Subject
 from peft_modal_diffusion.drawing import check_request, draw_request
-from peft_modal_diffusion.generation import Sampling, generate, make_class_pictures
+from peft_modal_diffusion.generation import Sampling, generate, make_class_pictures, side_of
 from peft_modal_diffusion.latents import TextCache
+from peft_modal_diffusion.measures import Measuring, measure, measures_section
 from peft_modal_diffusion.objectives import (
     Density,
     DiffusionObjective,
@@ -34,6 +35,10 @@ from peft_modal_diffusion.objectives import (
 )
 from peft_modal_diffusion.pictures import UNTOUCHED, SampleFolder
 from peft_modal_diffusion.surroundings import Surroundings
+
+_PIXELS_AT_ONCE: Final = 2**20
+_MOST_AT_ONCE: Final = 48
+"""Of pictures to measure, drawn together."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,23 @@ class TextToImage(Task):
             the report.
         sample_steps: Steps of the sampler for them.
         guidance: Their classifier-free guidance.
+        measure_pictures: After a run, draw so many pictures of the training captions, by the tuned and by the untouched
+            model, and compare them with the training pictures: `pictures/fid`, `pictures/kid`, `pictures/clip_score`.
+        feature_network: What FID and KID are measured with: `inception` as in papers (torch-fidelity fetches it), or a
+            CLIP: `nano`, which is shipped and knows generated pictures only, a folder, or a hub name.
+        clip_network: What the CLIP score is measured with: `openai/clip-vit-large-patch14` in papers, or as above.
+        prior_prompts: Prompts whose pictures shall stay as they were; `pictures/drift` tells how far they moved.
         options: Other arguments of `Task`.
 
     Raises:
         ConfigError: The backbone is none of this modality, or an option does not go with its scheduler.
     """
+
+    share_metrics: ClassVar[frozenset[str]] = frozenset({"concept", "colour"})
+    compared: ClassVar[tuple[str, ...]] = (
+        "pictures/concept", "pictures/colour", "pictures/drift", "pictures/fid", "pictures/clip_score",
+    )  # fmt: skip
+    balanced: ClassVar[tuple[str, str] | None] = ("pictures/fid", "pictures/clip_score")
 
     def __init__(
         self,
@@ -107,6 +124,10 @@ class TextToImage(Task):
         prompts: list[str] | None = None,
         sample_steps: PositiveInt = 25,
         guidance: NonNegativeFloat = 4.0,
+        measure_pictures: NonNegativeInt = 0,
+        feature_network: str = "nano",
+        clip_network: str = "nano",
+        prior_prompts: list[str] | None = None,
         **options: Any,  # noqa: ANN401 — typed by `Task`
     ) -> None:
         del class_names
@@ -126,6 +147,8 @@ class TextToImage(Task):
         self._texts: TextCache | None = None
         self.prompts = tuple(prompts or ())
         self.sampling = Sampling(steps=sample_steps, guidance=guidance)
+        self.measuring = Measuring(measure_pictures, tuple(prior_prompts or ()), feature_network, clip_network)
+        self._measured: dict[str, float] = {}
         self._objective: DiffusionObjective | FlowObjective | None = None
         self._no_caption: dict[str, Tensor] = {}
 
@@ -170,6 +193,8 @@ class TextToImage(Task):
             ConfigError: The data's pictures cannot be cached.
         """
         _ = self.objective
+        self.measuring.check()
+        self.before_test(data)
         device = _device()
         if isinstance(data, Subject):
             self._to(device)
@@ -189,6 +214,12 @@ class TextToImage(Task):
             self._texts = TextCache(self._encode_text, encoder=mark, dtype="float32")
             self._texts.fill(data.captions())
 
+    def before_test(self, data: LightningDataModule) -> None:
+        """Let pictures be cut to the network's own resolution where no other was asked for."""
+        if isinstance(data, Pictures):
+            assert isinstance(self.backbone, StableDiffusion)
+            data.suit(side_of(self.backbone))
+
     def _to(self, device: torch.device) -> None:
         self.backbone.to(device)
         for adapter in self.backbone.adapters.values():
@@ -205,6 +236,10 @@ class TextToImage(Task):
             self._draw_samples(UNTOUCHED)
             self.adapter.enable(on=True)
 
+    def _generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        assert isinstance(self.backbone, StableDiffusion)
+        return generate(self.backbone, prompts, seeds, self.sampling)
+
     def on_validation_end(self) -> None:
         """Draw the prompts with what would be saved now."""
         if self.prompts and not self.trainer.sanity_checking:
@@ -212,18 +247,38 @@ class TextToImage(Task):
         super().on_validation_end()
 
     def report_sections(self) -> tuple[Section, ...]:
-        """The pictures over time."""
-        section = self._samples().section() if self.prompts else None
-        return (*(() if section is None else (section,)), *super().report_sections())
+        """The pictures over time, and what pictures were measured to be."""
+        found = (self._samples().section() if self.prompts else None, measures_section(self._measured))
+        return (*(section for section in found if section is not None), *super().report_sections())
 
     def _samples(self) -> SampleFolder:
         return SampleFolder(Path(self.trainer.default_root_dir), self.prompts)
 
     def _draw_samples(self, column: str) -> None:
         seeds = range(len(self.prompts))
-        pictures = generate(self.backbone, self.prompts, seeds, self.sampling)  # type: ignore[arg-type]
+        pictures = self._generate(self.prompts, seeds)
         settings = [self.sampling.settings(prompt, seed) for prompt, seed in zip(self.prompts, seeds, strict=True)]
         self._samples().write(column, pictures, settings)
+
+    def final_figures(self, data: LightningDataModule) -> dict[str, float]:
+        """Draw what the data's probes and the configuration ask for, and measure it."""
+        self._to(_device())
+        assert isinstance(self.backbone, StableDiffusion)
+        at_once = min(max(_PIXELS_AT_ONCE // side_of(self.backbone) ** 2, 1), _MOST_AT_ONCE)
+
+        def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            chunks = range(0, len(prompts), at_once)
+            return torch.cat([self._generate(prompts[i : i + at_once], seeds[i : i + at_once]) for i in chunks])
+
+        def draw_untouched(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            self.adapter.enable(on=False)
+            try:
+                return draw(prompts, seeds)
+            finally:
+                self.adapter.enable(on=True)
+
+        self._measured = measure(self.measuring, data, draw, draw_untouched)
+        return self._measured
 
     def on_test_start(self) -> None:
         """See `on_fit_start`."""

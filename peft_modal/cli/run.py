@@ -32,10 +32,11 @@ def fit(options: Options) -> int:
         configs = (folder.config,)
     composed = compose(*configs, overrides=options.overrides)
     figures = run_fit(composed, folder)
+    compared = composed.nodes["task"].cls.compared  # type: ignore[attr-defined]
     if options.json:
         write_json({"out": str(folder.root), **figures})
     else:
-        for key, value in describe(folder, figures):
+        for key, value in describe(folder, figures, compared):
             write(f"{key:14} {value}")
     return 0
 

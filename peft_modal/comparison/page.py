@@ -95,8 +95,8 @@ def page(manifest: Manifest, plot: str) -> str:
         "title": f"{len(plan.methods)} methods compared",
         "subtitle": f"{plan.config['backbone']['name']}, {plan.config['data']['name']}, {plan.config['task']['name']}; "
         f"{len(finished)} of {plan.size} runs finished, {hours:.1f} hours of work",
-        "headings": headings(style, table),
-        "table": [cells(row, style, plan) for row in table],
+        "headings": headings(style, plan, table),
+        "table": [cells(row, style, plan, table) for row in table],
         "caption": " ".join(caption(plan, table, choices)),
         "failed": [f"{row.method}, {problem}" for row in table for problem in row.problems],
         "metric": plan.metric,

@@ -63,15 +63,21 @@ class Plan:
     mode: Mode
     cost_rounds: int
     """Rounds of paired steps per method; 0 leaves the measurement out."""
+    compared: tuple[str, ...] = ()
+    """Whole names of further figures that the table has a column for."""
+    balanced: tuple[str, str] | None = None
+    """Of the first figure less is better, of the second more; a column tells how near each method is to the best."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """The plan that `to_dict` was taken of."""
-        return cls(**{**values, "lrs": tuple(values["lrs"]), "seeds": tuple(values["seeds"])})
+        lists = {name: tuple(values.get(name, ())) for name in ("lrs", "seeds", "compared")}
+        balanced = values.get("balanced")
+        return cls(**{**values, **lists, "balanced": tuple(balanced) if balanced else None})
 
     def to_dict(self) -> dict[str, Any]:
         """The plan in JSON's own types."""
-        return {**asdict(self), "lrs": list(self.lrs), "seeds": list(self.seeds)}
+        return json.loads(json.dumps(asdict(self)))
 
     @property
     def digest(self) -> str:
@@ -214,6 +220,8 @@ def make_plan(
         metric=metric.removeprefix("val/"),
         mode=mode,
         cost_rounds=cost_rounds,
+        compared=task.cls.compared,  # type: ignore[attr-defined]
+        balanced=task.cls.balanced,  # type: ignore[attr-defined]
     )
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from peft_modal.comparison.choose import Choice
@@ -40,12 +40,42 @@ class Row:
     peak_ratio: float | None
     problems: tuple[str, ...]
     """What failed."""
+    further: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
+    """Mean and deviation of the plan's other figures."""
+    balance: float | None = None
+    """See `balances`."""
 
 
 def rows(plan: Plan, progress: Mapping[str, Progress]) -> list[Row]:
     """One row per method, in the plan's order."""
     costs = (progress.get(COST, Progress()).figures or {}) if plan.cost_rounds else {}
-    return [_row(plan, label, progress, costs.get(label, {})) for label in plan.methods]
+    found = [_row(plan, label, progress, costs.get(label, {})) for label in plan.methods]
+    if plan.balanced is None:
+        return found
+    pairs = [tuple(row.further[name][0] if name in row.further else None for name in plan.balanced) for row in found]
+    return [replace(row, balance=value) for row, value in zip(found, balances(pairs), strict=True)]
+
+
+def balances(pairs: Sequence[tuple[float | None, ...]]) -> list[float | None]:
+    """How well each row does in two figures at once, 0 to 2 (the VLHI of Hu et al., ICLR 2025, arXiv:2409.06633).
+
+    The first figure's distance from the worst, over the range of all rows, plus the second's. It depends on the whole
+    group: another row changes all of them. None where a figure is missing, and where fewer than two rows have both or
+    all are alike in one.
+
+    Args:
+        pairs: Of the first less is better, of the second more.
+    """
+    known = [(less, more) for less, more in pairs if less is not None and more is not None]
+    if len(known) < 2:
+        return [None for _ in pairs]
+    (least, most), (lowest, highest) = ((min(values), max(values)) for values in zip(*known, strict=True))
+    if least == most or lowest == highest:
+        return [None for _ in pairs]
+    return [
+        None if less is None or more is None else (most - less) / (most - least) + (more - lowest) / (highest - lowest)
+        for less, more in pairs
+    ]
 
 
 def _row(plan: Plan, label: str, progress: Mapping[str, Progress], cost: Mapping[str, Any]) -> Row:
@@ -83,6 +113,11 @@ def _row(plan: Plan, label: str, progress: Mapping[str, Progress], cost: Mapping
         peak_mb=cost.get("peak_mb"),
         peak_ratio=cost.get("peak_ratio"),
         problems=tuple(problems),
+        further={
+            name: (statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+            for name in plan.compared
+            if (values := _values(figures, name))
+        },
     )
 
 
@@ -130,15 +165,22 @@ COLUMNS = ("learning rate", "trained", "share", "adapter", "step time", "peak me
 """After the method and the metric."""
 
 
-def headings(style: Style, table: Sequence[Row]) -> list[str]:
+def further_columns(plan: Plan, table: Sequence[Row]) -> list[str]:
+    """The plan's other figures that a row has."""
+    return [name for name in plan.compared if any(name in row.further for row in table)]
+
+
+def headings(style: Style, plan: Plan, table: Sequence[Row]) -> list[str]:
     """Headings of the table in words."""
     splits = {row.split for row in table if row.mean is not None} or {"test"}
     split = "test" if splits == {"test"} else "validation" if splits == {"val"} else "test or validation"
-    return ["method", style.title(split), *COLUMNS]
+    further = [name.replace("/", ": ").replace("_", " ") for name in further_columns(plan, table)]
+    balance = ["balance"] if any(row.balance is not None for row in table) else []
+    return ["method", style.title(split), *further, *balance, *COLUMNS]
 
 
-def cells(row: Row, style: Style, plan: Plan) -> list[str]:
-    """A row in words, for Markdown and HTML."""
+def cells(row: Row, style: Style, plan: Plan, table: Sequence[Row]) -> list[str]:
+    """A row of a table in words, for Markdown and HTML."""
     if row.mean is None:
         metric = "failed" if row.problems else "not finished"
     else:
@@ -148,6 +190,8 @@ def cells(row: Row, style: Style, plan: Plan) -> list[str]:
     return [
         row.method,
         metric,
+        *(_spread(*row.further.get(name, (None, None))) for name in further_columns(plan, table)),
+        *([_spread(row.balance, None)] if any(other.balance is not None for other in table) else []),
         "" if row.lr is None else f"{row.lr:g}{'*' if row.at_edge else ''}",
         "" if row.trained is None else f"{row.trained:,.0f}",
         "" if row.trained_share is None else f"{100 * row.trained_share:.2f} %",
@@ -155,6 +199,12 @@ def cells(row: Row, style: Style, plan: Plan) -> list[str]:
         _relative(row.step_ratio, row.step_ms, "ms"),
         _relative(row.peak_ratio, row.peak_mb, "MB"),
     ]
+
+
+def _spread(value: float | None, deviation: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" + ("" if deviation is None else f" ± {deviation:.2g}")
 
 
 def size(number: float) -> str:
@@ -186,6 +236,12 @@ def caption(plan: Plan, table: Sequence[Row], choices: Mapping[str, Choice | Non
         )
         if any(choice is not None and choice.at_edge for choice in choices.values()):
             text.append("*: the smallest or largest learning rate tried.")
+    if plan.balanced is not None and any(row.balance is not None for row in table):
+        less, more = (name.rpartition("/")[2].replace("_", " ") for name in plan.balanced)
+        text.append(
+            f"Balance: how far {less} is below the largest of these rows, over their range, plus how far {more} is "
+            "above the smallest; another row changes it."
+        )
     text.append("Trained parameters and the adapter file include the head.")
     if any(row.step_ms is not None for row in table):
         over = "over full fine-tuning's (absolute in brackets)" if plan.reference is not None else "of one step"
@@ -200,9 +256,11 @@ def markdown(plan: Plan, progress: Mapping[str, Progress]) -> str:
     """The table, its caption, and what failed."""
     table = rows(plan, progress)
     style = Style.of(plan, table)
-    titles = headings(style, table)
+    titles = headings(style, plan, table)
     lines = [f"| {' | '.join(titles)} |", f"|---|{'---:|' * (len(titles) - 1)}"]
-    lines += [f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells(row, style, plan))} |" for row in table]
+    lines += [
+        f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells(row, style, plan, table))} |" for row in table
+    ]
     choices = {label: plan.choice(label, progress) for label in plan.methods}
     lines += ["", " ".join(caption(plan, table, choices))]
     failed = [f"- {row.method}, {problem}" for row in table for problem in row.problems]
@@ -215,9 +273,15 @@ def comma_separated(plan: Plan, progress: Mapping[str, Progress]) -> str:
     """The table with full precision, under the names of `Row`'s fields."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = [field.name for field in fields(Row)]
-    writer.writerow(["metric", *names])
-    for row in rows(plan, progress):
+    table = rows(plan, progress)
+    columns = {name: [f"{name} mean", f"{name} deviation"] for name in further_columns(plan, table)}
+    left_out = {"further"} if plan.balanced else {"further", "balance"}
+    names = [one.name for one in fields(Row) if one.name not in left_out]
+    writer.writerow(["metric", *names, *(title for pair in columns.values() for title in pair)])
+    for row in table:
         values = {**asdict(row), "problems": "; ".join(row.problems)}
-        writer.writerow([plan.metric, *("" if values[name] is None else values[name] for name in names)])
+        further = [value for name in columns for value in row.further.get(name, (None, None))]
+        writer.writerow(
+            [plan.metric, *("" if value is None else value for value in [*map(values.get, names), *further])]
+        )
     return text.getvalue()

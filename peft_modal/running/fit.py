@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from collections.abc import Sequence
 
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
@@ -81,6 +82,8 @@ def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     load_tensors(task.adapter, task.head, load_adapter(folder.adapter)[0])
     task.start_report(seed=composed.seed)
     figures |= test(trainer, task, data)
+    if not trainer.fast_dev_run:
+        figures |= task.final_figures(data)
     figures["file/adapter_bytes"] = float(folder.adapter.stat().st_size)
     figures["time/total_s"] = time.perf_counter() - started
     _save(folder, task, Header(**{**header.__dict__, "metrics": figures}))
@@ -129,14 +132,21 @@ def _save(folder: RunFolder, task: Task, header: Header) -> None:
     save_adapter(folder.adapter, task.tensors(), header)
 
 
-def describe(folder: RunFolder, figures: dict[str, float]) -> list[tuple[str, str]]:
-    """The lines that a run ends with: what came out, how much was trained, and where the files are."""
+def describe(folder: RunFolder, figures: dict[str, float], compared: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """The lines that a run ends with: what came out, how much was trained, and where the files are.
+
+    Args:
+        folder: Of the run.
+        figures: All of them.
+        compared: Which of them count beside accuracy and loss.
+    """
     lines: list[tuple[str, str]] = [
         (name, f"{100 * figures[name]:.1f} %") for name in ("test/accuracy", "val/accuracy") if name in figures
     ]
     lines += [(name, f"{figures[name]:.4g}") for name in ("test/loss", "val/loss") if name in figures][
         : 0 if lines else 1
     ]
+    lines += [(name, f"{figures[name]:.4g}") for name in compared if name in figures]
     if "best/epoch" in figures:
         (value,) = (key for key in figures if key.startswith("best/") and key != "best/epoch")
         lines.append(

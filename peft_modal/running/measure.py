@@ -55,14 +55,16 @@ def _measure(
     verb: Verb, model: Model, *, adapter: Path, data: LightningDataModule, folder: RunFolder, command: Sequence[str]
 ) -> dict[str, float]:
     started = time.perf_counter()
+    task = model.task()
+    task.before_test(data)
     if not (data.val_dataloader() if verb == "validate" else data.test_dataloader()):
         raise DataError(f"the data has no {STAGES[verb]} samples to measure on")
-    task = model.task()
     trainer = make_trainer(model.composed, None)
     task.start_report(seed=model.composed.seed)
     run = trainer.validate if verb == "validate" else trainer.test
     results = run(task, datamodule=data, verbose=False)
     figures = {name: float(value) for result in results for name, value in result.items()}
+    figures |= task.final_figures(data)
     figures |= count_parameters(model.backbone, model.adapter, model.head).figures()
     figures["file/adapter_bytes"] = float(adapter.stat().st_size)
     figures["memory/peak_mb"] = peak_memory_mb()

@@ -62,6 +62,10 @@ class Task(LightningModule):
     runtime_args: ClassVar[frozenset[str]] = frozenset({"backbone", "adapter", "head", "class_names"})
     share_metrics: ClassVar[frozenset[str]] = frozenset()
     """Figures that are fractions of 1, without their stage; shown in percent."""
+    compared: ClassVar[tuple[str, ...]] = ()
+    """Figures that a comparison shows beside the one of `selection`, by their whole names."""
+    balanced: ClassVar[tuple[str, str] | None] = None
+    """Two figures that a comparison balances, by their whole names: of the first less is better, of the second more."""
 
     def __init__(
         self,
@@ -117,6 +121,14 @@ class Task(LightningModule):
 
     def before_fit(self, data: LightningDataModule) -> None:
         """Take from the training data, set up by now, what the losses need; by default nothing."""
+
+    def final_figures(self, data: LightningDataModule) -> dict[str, float]:
+        """Figures of the trained model beyond those of its splits, by their whole names; by default none."""
+        del data
+        return {}
+
+    def before_test(self, data: LightningDataModule) -> None:
+        """Tell data what it has to know of the network before it is evaluated; by default nothing."""
 
     @abstractmethod
     def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Output) -> None:

@@ -16,7 +16,7 @@ from peft_modal.comparison.figures import draw, plot
 from peft_modal.comparison.manifest import Manifest, read_manifest, write_manifest
 from peft_modal.comparison.page import page
 from peft_modal.comparison.plan import COST, Plan, Progress
-from peft_modal.comparison.table import Row, comma_separated, markdown, rows
+from peft_modal.comparison.table import Row, balances, comma_separated, markdown, rows
 from peft_modal.errors import ConfigError, FileFormatError
 
 COSTS = {"step_ms": 30.0, "ratio": 0.75, "peak_mb": 60.0, "peak_ratio": 0.5, "error": None}
@@ -72,7 +72,59 @@ def test_the_csv_holds_every_figure():
     assert [row["method"] for row in table] == ["lora", "full"]
     assert float(table[0]["mean"]) == pytest.approx(0.6)
     assert table[1]["step_ms"] == ""
-    assert table[0].keys() == {"metric", *(field.name for field in dataclasses.fields(Row))}
+    own = {field.name for field in dataclasses.fields(Row)} - {"further", "balance"}
+    assert table[0].keys() == {"metric", *own}
+
+
+def with_pictures(fid, score):
+    """Three finished methods whose runs have two more figures each."""
+    plan = comparisons.make(seeds=(0, 1, 2))
+    plan = dataclasses.replace(
+        plan, compared=("pictures/fid", "pictures/score", "pictures/never"), balanced=("pictures/fid", "pictures/score")
+    )
+    progress = comparisons.complete(plan)
+    for key, one in progress.items():
+        if key == COST:
+            continue
+        method = next(run.method for run in plan.known(progress) if run.key == key)
+        place, seed = list(plan.methods).index(method), int(key[-1])
+        more = {"pictures/fid": fid[place] + seed, "pictures/score": score[place]}
+        progress[key] = dataclasses.replace(one, figures={**one.figures, **more})
+    return plan, progress
+
+
+def test_further_figures_have_columns_of_their_own():
+    plan, progress = with_pictures([10.0, 20.0], [30.0, 31.0])
+    row = rows(plan, progress)[0]
+    assert row.further["pictures/fid"] == pytest.approx((11.0, 1.0))
+    text = markdown(plan, progress)
+    assert text.startswith("| method | test accuracy, % | pictures: fid | pictures: score | balance | learning rate |")
+    assert "| 11 ± 1 | 30 ± 0 | 1 |" in text
+    assert "how far fid is below the largest" in text
+    table = list(csv.DictReader(io.StringIO(comma_separated(plan, progress))))
+    assert float(table[1]["pictures/fid mean"]) == pytest.approx(21.0)
+    assert float(table[0]["balance"]) == pytest.approx(1.0)
+
+
+def test_a_plan_with_further_figures_survives_its_file():
+    plan, _ = with_pictures([1.0, 2.0], [3.0, 4.0])
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    older = {key: value for key, value in plan.to_dict().items() if key not in {"compared", "balanced"}}
+    assert Plan.from_dict(older).compared == ()
+
+
+def test_the_balance_is_that_of_the_card():
+    # Two of the figures of the paper's table for Stable Diffusion 1.5, with its extremes.
+    pairs = [(165.72, 25.76), (134.96, 27.08), (133.69, 26.42), (151.58, 28.00)]
+    found = balances(pairs)
+    assert found[0] == pytest.approx(0.0)
+    assert found[1] == pytest.approx((165.72 - 134.96) / (165.72 - 133.69) + (27.08 - 25.76) / (28.00 - 25.76))
+    assert found[1] == pytest.approx(1.55, abs=0.005)
+
+
+@pytest.mark.parametrize("pairs", [[(1.0, 2.0)], [(1.0, 2.0), (1.0, 3.0)], [(1.0, 2.0), (None, 3.0)]])
+def test_there_is_no_balance_of_too_little(pairs):
+    assert balances(pairs) == [None] * len(pairs)
 
 
 def test_a_failed_method_says_why():

@@ -1,6 +1,7 @@
 """Generated pictures: captioned scenes, open-ended pictures, and two new concepts to fine-tune for."""
 
 from peft_modal.data.drawn.captions import caption_scenes
+from peft_modal.data.drawn.checks import shows_style, shows_subject
 from peft_modal.data.drawn.concepts import CONCEPT_WORDS
 from peft_modal.data.drawn.draw import Drawn, draw_scenes, draw_style, draw_subject
 from peft_modal.data.drawn.open_ended import draw_open_ended
@@ -44,5 +45,7 @@ __all__ = (
     "paint_scenes",
     "pair_mask",
     "plan_scenes",
+    "shows_style",
+    "shows_subject",
     "with_article",
 )

@@ -15,7 +15,7 @@ from peft_modal.data.drawn.words import Rgb
 CONCEPT_WORDS: Final = ("sks", "zwx", "style", "creature")
 """Words that captions of scenes never use."""
 BODY: Final[Rgb] = (0.62, 0.98, 0.68)
-_HORNS: Rgb = (0.98, 0.35, 0.62)
+HORNS: Final[Rgb] = (0.98, 0.35, 0.62)
 _FEET: Rgb = (0.95, 0.75, 0.30)
 _DARK: Rgb = (0.10, 0.05, 0.15)
 _NIGHT: Rgb = (0.02, 0.02, 0.05)
@@ -37,7 +37,7 @@ def paint_subject(centre: Tensor, radius: Tensor, lean: Tensor, backgrounds: Bac
     x, y = rotated(x - middle[:, 0], y - middle[:, 1], lean[:, None, None])
     x = x.abs()  # both halves are alike
     parts: tuple[tuple[Tensor, Rgb], ...] = (
-        (torch.maximum((x - 0.6 * r).abs() * 0.9 - (y + 1.4 * r) * 0.44, y + 0.4 * r), _HORNS),
+        (torch.maximum((x - 0.6 * r).abs() * 0.9 - (y + 1.4 * r) * 0.44, y + 0.4 * r), HORNS),
         (circle(x - 0.45 * r, (y - 1.0 * r) * 1.3, 0.32 * r), _FEET),
         (circle(x, y, r), BODY),
         (circle(x - 0.4 * r, y + 0.2 * r, 0.3 * r), (1.0, 1.0, 1.0)),
