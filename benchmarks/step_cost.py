@@ -1,4 +1,4 @@
-"""Step time and peak memory of every method over full fine-tuning's, on a ViT-S and on a Point-MAE sized backbone.
+"""Step time and peak memory of every method over full fine-tuning's, on a ViT-S, a Point-MAE and a 97 M U-Net.
 
 For each method a fresh process takes turns: one step of full fine-tuning, one of the method, one of full fine-tuning,
 and so on; a ratio is over the mean of both neighbours, so that a busy machine slows both, and the median over rounds.
@@ -43,7 +43,11 @@ ALL_LINEARS = "lora, all linears"
 PEFT = "Hugging Face peft's LoRA, the same"
 FLOOR = "one norm shift (the floor)"
 EXTRA = (ALL_LINEARS, PEFT, FLOOR)
-MODALITIES = {"vit_s": "", "point_mae": "pointcloud"}
+NO_UPDATE = "full, without its optimiser"
+OVER = "sara, over the row above"
+BASES = {OVER: NO_UPDATE}
+"""What a row is compared with, where it is not full fine-tuning."""
+MODALITIES = {"vit_s": "", "point_mae": "pointcloud", "unet": "diffusion"}
 
 
 class OneShift(Method):
@@ -72,8 +76,21 @@ def point_mae() -> Backbone:
     return PointMAEBackbone(weights="random")
 
 
-BACKBONES: Mapping[str, Callable[[], Backbone]] = {"vit_s": vit_s, "point_mae": point_mae}
-BATCH = {"vit_s": 4, "point_mae": 8}
+def unet() -> Backbone:
+    """A denoiser of Stable Diffusion's kind with 97 M parameters, on latents of 16 x 16."""
+    from peft_modal_diffusion.backbone import StableDiffusion
+
+    sizes: dict[str, Any] = {
+        "block_out_channels": [160, 320, 576], "layers_per_block": 2, "sample_size": 16, "cross_attention_dim": 256,
+        "attention_head_dim": 8, "norm_num_groups": 32,
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    }  # fmt: skip
+    return StableDiffusion(weights="random", architecture="toy", denoiser=sizes)
+
+
+BACKBONES: Mapping[str, Callable[[], Backbone]] = {"vit_s": vit_s, "point_mae": point_mae, "unet": unet}
+BATCH = {"vit_s": 4, "point_mae": 8, "unet": 4}
 
 
 def batch_of(name: str) -> dict[str, Tensor]:
@@ -87,10 +104,13 @@ def batch_of(name: str) -> dict[str, Tensor]:
 
 
 def method_names(backbone: str) -> list[str]:
-    """Registered methods that may act on a backbone, and the rows to compare with."""
+    """Registered methods that may act on a backbone, after the rows to compare with."""
     fitting = {"", MODALITIES[backbone]}
     registered = [entry.name for entry in default_registry().entries("method") if entry.modality in fitting]
-    return [name for name in registered if name not in {"compose", "hf"}] + list(EXTRA)
+    # Without a head there is nothing to train in a probe.
+    left_out = {"compose", "hf", "full"} | ({"linear_probe"} if backbone == "unet" else set())
+    first = ("full", NO_UPDATE, OVER) if backbone == "unet" else ("full",)
+    return [*first, *EXTRA, *(name for name in registered if name not in left_out)]
 
 
 class Step:
@@ -100,11 +120,15 @@ class Step:
         torch.manual_seed(0)
         self.device = torch.device(device)
         self.backbone = BACKBONES[backbone_name]().to(self.device)
-        self.batch = {key: value.to(self.device) for key, value in batch_of(backbone_name).items()}
-        trained, self.adapter = self._attach(backbone_name, method_name)
+        self.denoises = backbone_name == "unet"
+        found = self.backbone.example_batch(BATCH["unet"]) if self.denoises else batch_of(backbone_name)
+        self.batch = {key: value.to(self.device) for key, value in found.items()}
+        self.updates = method_name != NO_UPDATE
+        attached = {NO_UPDATE: "full", OVER: "sara"}.get(method_name, method_name)
+        trained, self.adapter = self._attach(backbone_name, attached)
         self.backbone.train()
-        self.head = nn.LazyLinear(CLASSES, device=self.device)
-        self.forward()
+        self.head = nn.Identity() if self.denoises else nn.LazyLinear(CLASSES, device=self.device)
+        self.loss()
         self.optimizer = torch.optim.AdamW([*trained, *self.head.parameters()], lr=1e-4)
 
     def _attach(self, backbone_name: str, name: str) -> tuple[list[nn.Parameter], Adapter | None]:
@@ -131,19 +155,22 @@ class Step:
         adapter = method.attach(self.backbone)
         return list(adapter.named_trained().values()), adapter
 
-    def forward(self) -> Tensor:
-        """Logits of the batch."""
+    def loss(self) -> Tensor:
+        """Of the batch: against fixed noise, or of a classifier."""
         features = self.backbone(self.batch)
+        if self.denoises:
+            return nn.functional.mse_loss(features.tokens, self.batch["sample"])
         exported = [tokens.mean(1) for tokens in features.extras.values() if tokens.dim() == 3]
         pooled = torch.cat([features.tokens[:, 0], features.tokens[:, 1:].amax(1), *exported], dim=1)
-        return self.head(pooled)
+        return nn.functional.cross_entropy(self.head(pooled), self.batch["label"])
 
     def __call__(self) -> float:
         """Seconds that the step takes."""
         started = self._now()
         self.optimizer.zero_grad()
-        nn.functional.cross_entropy(self.forward(), self.batch["label"]).backward()
-        self.optimizer.step()
+        self.loss().backward()
+        if self.updates:
+            self.optimizer.step()
         return self._now() - started
 
     def _now(self) -> float:
@@ -154,7 +181,7 @@ class Step:
 
 def pair(backbone: str, method: str, device: str, rounds: int) -> dict[str, float]:
     """Step times in turns with full fine-tuning's."""
-    base, own = Step(backbone, "full", device), Step(backbone, method, device)
+    base, own = Step(backbone, BASES.get(method, "full"), device), Step(backbone, method, device)
     times = [(base(), own(), base()) for _ in range(WARMUP + rounds)][WARMUP:]
     ratios = sorted(2 * b / (before + after) for before, b, after in times)
     cut = rounds // 4
@@ -208,7 +235,7 @@ def measure(arguments: argparse.Namespace) -> None:
     for backbone in BACKBONES:
         rows = table.setdefault(backbone, {})
         full_peak = rows.get("full", {}).get("peak_mb")
-        for method in ["full", *EXTRA, *(name for name in method_names(backbone) if name not in {"full", *EXTRA})]:
+        for method in method_names(backbone):
             if method in rows:
                 continue
             sys.stderr.write(f"{device} {backbone} {method}\n")

@@ -151,7 +151,7 @@ class StableDiffusion(Backbone):
     @property
     def text_width(self) -> int:
         """Width of the text that the denoiser reads."""
-        return _text_width(self.layout)
+        return _text_width(dict(self.denoiser.config))  # type: ignore[arg-type]
 
     def example_batch(self, batch_size: int = 2) -> dict[str, Any]:
         """Random latents, times and text."""
@@ -237,7 +237,7 @@ def denoise(layout: Layout, parts: Mapping[str, nn.Module], batch: Mapping[str, 
     # Where text encoders are tuned, what was made of the captions before is no longer true.
     if all(name in parts and _ids(name) in batch for name in family.text_encoders):
         found = [states_of(parts[name], batch[_ids(name)], family) for name in family.text_encoders]
-        states, pooled = join_states(found, family, _text_width(layout), batch.get("t5_states"))
+        states, pooled = join_states(found, family, _text_width(layout.configs[family.denoiser]), batch.get("t5_states"))
         if "captioned" in batch:
             states = states * batch["captioned"][:, None, None]
             pooled = None if pooled is None else pooled * batch["captioned"][:, None]
@@ -248,8 +248,7 @@ def denoise(layout: Layout, parts: Mapping[str, nn.Module], batch: Mapping[str, 
     return denoiser(sample, time, encoder_hidden_states=states, added_cond_kwargs=added).sample
 
 
-def _text_width(layout: Layout) -> int:
-    config = layout.configs[layout.family.denoiser]
+def _text_width(config: Mapping[str, Any]) -> int:
     return int(config.get("joint_attention_dim", config.get("cross_attention_dim", 0)))
 
 

@@ -358,3 +358,10 @@ def test_what_is_not_there_is_named() -> None:
     backbone.load_weights()
     with pytest.raises(WeightsError, match="there is no 'vae' around this denoiser"):
         backbone.surroundings.encode_images(torch.zeros(1, 3, 16, 16))
+
+
+def test_an_example_fits_a_denoiser_of_changed_sizes() -> None:
+    backbone = StableDiffusion(weights="random", architecture="toy", denoiser={"cross_attention_dim": 20})
+    batch = backbone.example_batch()
+    assert batch["states"].shape[-1] == backbone.text_width == 20
+    assert backbone(batch).tokens.shape == batch["sample"].shape
