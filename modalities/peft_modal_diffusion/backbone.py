@@ -237,7 +237,9 @@ def denoise(layout: Layout, parts: Mapping[str, nn.Module], batch: Mapping[str, 
     # Where text encoders are tuned, what was made of the captions before is no longer true.
     if all(name in parts and _ids(name) in batch for name in family.text_encoders):
         found = [states_of(parts[name], batch[_ids(name)], family) for name in family.text_encoders]
-        states, pooled = join_states(found, family, _text_width(layout.configs[family.denoiser]), batch.get("t5_states"))
+        states, pooled = join_states(
+            found, family, _text_width(layout.configs[family.denoiser]), batch.get("t5_states")
+        )
         if "captioned" in batch:
             states = states * batch["captioned"][:, None, None]
             pooled = None if pooled is None else pooled * batch["captioned"][:, None]

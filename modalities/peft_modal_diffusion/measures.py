@@ -131,7 +131,7 @@ def _against_data(
     features: Any = measuring.feature_network
     if features != INCEPTION:
         features = clip if features == measuring.clip_network else open_towers(features)
-    figures = {}
+    figures: dict[str, float] = {}
     for sign, drawn in zip(("", "untouched_"), both(prompts), strict=True):
         fid, kid = distances(features, real, list(drawn))
         figures |= {f"{sign}fid": fid, f"{sign}kid": kid, f"{sign}clip_score": clip_score(clip, drawn, prompts)}
@@ -168,7 +168,8 @@ def clip_score(towers: Towers, pictures: Tensor, prompts: Sequence[str]) -> floa
     """Mean cosine between pictures (n, 3, H, W) in 0..1 and their prompts, times 100, at least 0."""
     from torchmetrics.multimodal.clip_score import CLIPScore
 
-    metric = CLIPScore(lambda: (towers, towers.processor))
+    made: Any = lambda: (towers, towers.processor)  # noqa: E731 — its type says transformers' own classes
+    metric = CLIPScore(made)
     metric.update([to_bytes(picture) for picture in pictures], list(prompts))
     return float(metric.compute())
 

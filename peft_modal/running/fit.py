@@ -15,6 +15,7 @@ from peft_modal.counting import count_parameters
 from peft_modal.errors import FileFormatError
 from peft_modal.files import Header, fingerprint, load_adapter, save_adapter, versions, write_text
 from peft_modal.inspection.places import trained_places
+from peft_modal.running.allocation import keep_freed_memory
 from peft_modal.running.callbacks import Cost
 from peft_modal.running.checkpoints import damaged_checkpoint, undamaged
 from peft_modal.running.faults import in_sentences
@@ -48,6 +49,7 @@ def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     started = time.perf_counter()
     folder.refuse_finished()  # once more: another process may have finished it meanwhile
     refuse_other_settings(folder, composed)
+    keep_freed_memory()
     seed_everything(composed.seed, workers=True, verbose=False)
     data = composed.nodes["data"].build()
     data.prepare_data()
@@ -82,7 +84,8 @@ def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     load_tensors(task.adapter, task.head, load_adapter(folder.adapter)[0])
     task.start_report(seed=composed.seed)
     figures |= test(trainer, task, data)
-    if not trainer.fast_dev_run:
+    # A trial of the loop is no model whose pictures are worth waiting for.
+    if not getattr(trainer, "fast_dev_run", False):
         figures |= task.final_figures(data)
     figures["file/adapter_bytes"] = float(folder.adapter.stat().st_size)
     figures["time/total_s"] = time.perf_counter() - started
