@@ -36,6 +36,14 @@ def transfer_table(results: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+COMPARISONS = {
+    "comparison": "pointcloud_comparison",
+    "comparison_style": "diffusion_style_comparison",
+    "comparison_subject": "diffusion_subject_comparison",
+}
+"""Parts of the README, and the folders that they are made of."""
+
+
 def comparison_part(folder: Path) -> str:
     """The command that made a comparison, and its table as `compare` writes it from the manifest."""
     made = read_manifest(folder)
@@ -69,9 +77,10 @@ def filled(text: str) -> str:
     cost = ROOT / "benchmarks/results/step_cost.json"
     if cost.is_file():
         parts["cost"] = cost_table(json.loads(cost.read_text(encoding="utf-8")))
-    comparison = ROOT / "benchmarks/results/pointcloud_comparison"
-    if (comparison / "manifest.json").is_file():
-        parts["comparison"] = comparison_part(comparison)
+    for name, made in COMPARISONS.items():
+        folder = ROOT / "benchmarks/results" / made
+        if (folder / "manifest.json").is_file():
+            parts[name] = comparison_part(folder)
     for name, part in parts.items():
         text = re.sub(
             f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, p=part: f"{m[1]}{p}\n{m[2]}", text, flags=re.S
