@@ -65,10 +65,15 @@ def start(vae: Path, clip: Path, out: Path) -> None:
 
 
 def finish(unet: Path, out: Path) -> None:
-    """The start's folder with the trained U-Net, in half precision."""
+    """The start's folder with the trained U-Net, in half precision.
+
+    The text encoder's numbers are stored in single precision, though: transformers opens a model in the type that it is
+    stored in, diffusers in single precision, and a pipeline has to open without a word about types.
+    """
     backbone = merged(unet)
-    pipeline = pipeline_of(backbone)
-    pipeline.to(torch.float16).save_pretrained(out)
+    pipeline = pipeline_of(backbone).to(torch.float16)
+    pipeline.save_pretrained(out)
+    pipeline.text_encoder.float().save_pretrained(out / "text_encoder")
 
 
 def main() -> None:
