@@ -36,6 +36,26 @@ def transfer_table(results: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def nano_table(figures: dict[str, float]) -> str:
+    """What the nano Stable Diffusion can do."""
+
+    def percent(*names: str) -> str:
+        return " / ".join(f"{100 * figures[name]:.0f} %" for name in names)
+
+    kinds = ("scenes", "style", "open_ended", "subject")
+    decibels = " / ".join(f"{figures[f'psnr/{kind}']:.1f}" for kind in kinds)
+    rows = (
+        ("pictures it has not seen, through the autoencoder: scenes / style / open-ended / subject", f"{decibels} dB"),
+        ("one object: the colour / the shape", percent("single/colour", "single/shape")),
+        (
+            "pairs of colour and shape that no training picture shows",
+            percent("single/colour_held_out", "single/shape_held_out"),
+        ),
+        ("two objects: both colours / both where they belong", percent("two/colours", "two/colours_in_order")),
+    )
+    return "\n".join(["| asked for | shown |", "|---|---|", *(f"| {what} | {found} |" for what, found in rows)])
+
+
 COMPARISONS = {
     "comparison": "pointcloud_comparison",
     "comparison_style": "diffusion_style_comparison",
@@ -77,6 +97,8 @@ def filled(text: str) -> str:
     cost = ROOT / "benchmarks/results/step_cost.json"
     if cost.is_file():
         parts["cost"] = cost_table(json.loads(cost.read_text(encoding="utf-8")))
+    nano = ROOT / "benchmarks/results/nano_diffusion.json"
+    parts["nano_diffusion"] = nano_table(json.loads(nano.read_text(encoding="utf-8")))
     for name, made in COMPARISONS.items():
         folder = ROOT / "benchmarks/results" / made
         if (folder / "manifest.json").is_file():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from peft_modal.comparison.manifest import Manifest, read_manifest, write_manife
 from peft_modal.comparison.plan import COST, Plan, Progress, make_plan
 from peft_modal.comparison.storage import Board
 from peft_modal.comparison.table import comma_separated, markdown, rows
-from peft_modal.comparison.worker import Executor, failures, require_all, work
+from peft_modal.comparison.worker import Executor, failures, measured, require_all, work
 from peft_modal.errors import ConfigError
 from peft_modal.files import write_bytes, write_text
 
@@ -33,12 +34,14 @@ def compare(options: Options) -> int:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: '{out}' is a file; name a folder")
     if options.methods is None:
-        names = ("config", "seeds", "storage", "study", "retry_failed", "remeasure")
+        names = ("config", "seeds", "storage", "study", "retry_failed")
         useless = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
         useless += [f"--{override.partition('=')[0]}" for override in options.overrides]
         if useless:
             raise ConfigError(f"--methods is missing: {', '.join(useless)} would do nothing without it")
         manifest = read_manifest(out)
+        if options.remeasure:
+            manifest = _remeasured(manifest, out)
     else:
         manifest = _run(options, out)
     publish(out, manifest, complete=True)
@@ -60,6 +63,21 @@ def publish(out: Path, manifest: Manifest, *, complete: bool) -> None:
         write_text(out / "plot.svg", svg)
         write_bytes(out / "plot.png", png)
         write_text(out / "table.html", page(manifest, svg))
+
+
+def _remeasured(manifest: Manifest, out: Path) -> Manifest:
+    """The same comparison with its costs measured here and now.
+
+    Raises:
+        ConfigError: Its workers' own record is there, which has to hold the costs, too.
+    """
+    if (out / "comparison.db").is_file():
+        raise ConfigError(f"--methods is missing: costs of '{out}' belong into its comparison.db; repeat its command")
+    if not manifest.plan.cost_rounds:
+        raise ConfigError(f"--remeasure: '{out}' was made with --cost-rounds 0, so its table has no costs")
+    with tempfile.TemporaryDirectory() as name:
+        ended = measured(Executor(manifest.plan, Path(name), tick_s=10.0))
+    return replace(manifest, progress={**manifest.progress, COST: ended})
 
 
 def _run(options: Options, out: Path) -> Manifest:

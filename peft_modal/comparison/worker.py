@@ -128,19 +128,28 @@ def work(
         publish(board.progress())
 
 
-def _make(plan: Plan, board: Board, claim: Claim, run: Run, execute: Execute) -> Progress:
+def measured(execute: Execute) -> Progress:
+    """How the cost run ends when it is made outside any board."""
+    return _executed(execute, Run(COST), lambda: None)
+
+
+def _executed(execute: Execute, run: Run, tick: Callable[[], None]) -> Progress:
     started = time.perf_counter()
     facts: dict[str, Any] = {"host": socket.gethostname(), "versions": versions()}
     try:
-        figures = execute(run, lambda: board.sign_of_life(claim))
-        value = figures.get(f"val/{plan.metric}")
-        progress = Progress("done", figures=figures, seconds=time.perf_counter() - started, **facts)
+        figures = execute(run, tick)
     except PeftModalError as error:
-        value = None
-        progress = Progress("failed", error=str(error), seconds=time.perf_counter() - started, **facts)
+        return Progress("failed", error=str(error), seconds=time.perf_counter() - started, **facts)
+    return Progress("done", figures=figures, seconds=time.perf_counter() - started, **facts)
+
+
+def _make(plan: Plan, board: Board, claim: Claim, run: Run, execute: Execute) -> Progress:
+    try:
+        progress = _executed(execute, run, lambda: board.sign_of_life(claim))
     except BaseException:
         board.give_back(claim)
         raise
+    value = (progress.figures or {}).get(f"val/{plan.metric}")
     usable = isinstance(value, (int, float)) and math.isfinite(value)
     board.finish(claim, progress, value=value if usable else None)
     return progress

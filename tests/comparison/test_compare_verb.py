@@ -10,9 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import comparisons
 import pytest
 
+from peft_modal.cli.compare import publish
 from peft_modal.cli.main import main
+from peft_modal.comparison.manifest import Manifest
+from peft_modal.comparison.plan import COST, Progress
 
 TINY = [
     "--backbone.weights=random", "--backbone.init=torch", "--backbone.dim=24", "--backbone.depth=2",
@@ -147,3 +151,33 @@ def test_a_child_ends_when_its_worker_does(tmp_path):
         time.sleep(0.1)
     assert worker.returncode == -signal.SIGKILL
     assert os.getpid() != pid
+
+
+def test_costs_of_a_published_comparison_are_measured_again(monkeypatch, capsys):
+    plan = comparisons.make(seeds=(0,), cost_rounds=3)
+    costs = {
+        label: {"step_ms": 1.0, "ratio": 2.0, "peak_mb": 3.0, "peak_ratio": 4.0, "error": None}
+        for label in plan.methods
+    }
+    progress = {**comparisons.complete(plan), COST: Progress("done", figures=costs)}
+    Path("out").mkdir()
+    publish(Path("out"), Manifest(plan, progress, "compare ...", "study", "comparison.db"), complete=True)
+    seen = []
+
+    class Fake:
+        def __init__(self, plan, out, *, tick_s):
+            seen.append(out)
+
+        def __call__(self, run, tick):
+            return {label: {**cost, "ratio": 0.5} for label, cost in costs.items()}
+
+    monkeypatch.setattr("peft_modal.cli.compare.Executor", Fake)
+    assert main(["compare", "--out", "out", "--remeasure"]) == 0
+    table = list(csv.DictReader(io.StringIO(Path("out/table.csv").read_text())))
+    assert [row["step_ratio"] for row in table] == ["0.5"] * len(plan.methods)
+    assert seen[0] != Path("out")  # nothing of the measurement is left beside the table
+    assert manifest()["runs"][0]["figures"] == next(iter(progress.values())).figures
+
+    Path("out/comparison.db").touch()
+    assert main(["compare", "--out", "out", "--remeasure"]) == 2
+    assert "repeat its command" in capsys.readouterr().err
