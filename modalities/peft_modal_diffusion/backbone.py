@@ -169,6 +169,8 @@ class StableDiffusion(Backbone):
                 text = encoder.config
                 length = int(text.max_position_embeddings)
                 ids = torch.randint(1, int(text.vocab_size) - 1, (batch_size, length), generator=generator)
+                # Methods that give words a meaning take the last ones of the table where there is no tokenizer.
+                ids[:, 1] = int(text.vocab_size) - 2
                 ids[:, -1] = int(text.eos_token_id)
                 batch[_ids(name)] = ids
         else:

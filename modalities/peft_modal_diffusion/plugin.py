@@ -26,6 +26,14 @@ PLUGIN: Final = Plugin(
             requires=("diffusers",),
         ),
     },
+    methods={
+        "textual_inversion": Entry(
+            "peft_modal_diffusion.textual_inversion:TextualInversion",
+            summary="New meanings for a few rare words of the text encoder.",
+            paper="Gal et al., An Image is Worth One Word, ICLR 2023, arXiv:2208.01618",
+            requires=_NEEDS,
+        ),
+    },
     data={
         "folder": Entry(
             "peft_modal_diffusion.data:Folder", summary="Your own pictures with captions, from files beside them."
@@ -64,6 +72,11 @@ PLUGIN: Final = Plugin(
             "peft_modal_diffusion.exporting:export_kohya",
             summary="LoRA as kohya's scripts save it, for ComfyUI and the web UIs; --out likewise.",
             requires=("diffusers", "transformers", "peft"),
+        ),
+        "embeddings": Entry(
+            "peft_modal_diffusion.textual_inversion:export_embeddings",
+            summary="Words of textual inversion as learned_embeds.safetensors (pipeline.load_textual_inversion).",
+            requires=_NEEDS,
         ),
         "delta": Entry(
             "peft_modal_diffusion.delta:export_delta",

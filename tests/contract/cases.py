@@ -138,6 +138,7 @@ _NO_MLP = r"no sites match roles=\('mlp',\)"
 _NO_PORTS = r"no ports match roles=\('(attn.out|mlp.out|mlp.norm.in)',\)"
 
 REFUSED: dict[tuple[str, str], str] = {
+    ("textual_inversion", "autoencoder"): "not part of this network",
     ("lora_convs", "open_clip"): "'text.token_embedding' takes no low-rank update",
     ("lora_dropout", "open_clip"): "is read inside a function",
     ("lora_convs", "stable_diffusion"): "token_embedding' takes no low-rank update",

@@ -526,7 +526,7 @@ def test_predicting_on_nothing_ends_in_a_sentence(run, capsys):
 def test_the_shipped_configurations_are_found():
     names = [path.name for path in CONFIGS.rglob("*.yaml")]
     assert {"pointcloud_idpt.yaml", "pointcloud_linear_probe.yaml", "pointcloud_pretrain_nano.yaml"} <= set(names)
-    assert len(names) == len(SHIPPED) == 11
+    assert len(names) == len(SHIPPED) == 12
     assert len(names) == len(set(names)), "`--config NAME` finds a file by its name alone"
 
 
