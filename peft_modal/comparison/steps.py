@@ -127,6 +127,7 @@ def train(composed: Composed, steps: int, *, callback: Callback | None = None) -
     data.prepare_data()
     data.setup("fit")
     task = build(composed, data.class_names).task()
+    task.before_fit(data)
     prepare(task, data)
     batch = next(iter(data.train_dataloader()))
     trainer = make_trainer(composed, None, callbacks=() if callback is None else [callback])
@@ -148,6 +149,8 @@ def pair(reference: Composed, other: Composed, rounds: int) -> dict[str, float]:
 
     def run(arm: int, composed: Composed) -> None:
         try:
+            # Not built at once, either: libraries that import their parts lazily cannot do so in two threads.
+            turns.wait(arm)
             train(composed, _STEPS * (rounds + 1), callback=timers[arm])
         except BaseException as error:  # noqa: BLE001 — raised again in the main thread
             failures.append(error)
