@@ -22,8 +22,8 @@ def faults():
         torch.ones(20_000_000)  # 80 MB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-faults()
-print(faults())
+# The heap settles after a few rounds.
+print(min(faults() for _ in range(6)))
 """
 
 
