@@ -107,10 +107,11 @@ def method_names(backbone: str) -> list[str]:
     """Registered methods that may act on a backbone, after the rows to compare with."""
     fitting = {"", MODALITIES[backbone]}
     registered = [entry.name for entry in default_registry().entries("method") if entry.modality in fitting]
-    # Without a head there is nothing to train in a probe.
-    left_out = {"compose", "hf", "full"} | ({"linear_probe"} if backbone == "unet" else set())
-    first = ("full", NO_UPDATE, OVER) if backbone == "unet" else ("full",)
-    return [*first, *EXTRA, *(name for name in registered if name not in left_out)]
+    left_out = {"compose", "hf", "full"}
+    if backbone == "unet":
+        # A step takes seconds there: only what the memory of chosen entries is compared with.
+        return ["full", NO_UPDATE, OVER, *EXTRA, "lora", "sara"]
+    return ["full", *EXTRA, *(name for name in registered if name not in left_out)]
 
 
 class Step:
@@ -129,7 +130,7 @@ class Step:
         self.backbone.train()
         self.head = nn.Identity() if self.denoises else nn.LazyLinear(CLASSES, device=self.device)
         self.loss()
-        self.optimizer = torch.optim.AdamW([*trained, *self.head.parameters()], lr=1e-4)
+        self.optimizer = torch.optim.AdamW([*trained, *self.head.parameters()], lr=1e-4, fused=True)
 
     def _attach(self, backbone_name: str, name: str) -> tuple[list[nn.Parameter], Adapter | None]:
         if name == PEFT:
@@ -223,17 +224,20 @@ def measure(arguments: argparse.Namespace) -> None:
     """Measure what is missing and write after each method."""
     results: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     device, rounds, threads = arguments.device, str(arguments.rounds), str(arguments.threads)
-    machine = {
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{platform.machine()} CPU, {threads} thread(s)",
-        "torch": torch.__version__,
-        "batch": BATCH,
-        "rounds": arguments.rounds,
-    }
-    table = results.setdefault(device, {"machine": machine, "backbones": {}})["backbones"]
+    found = results.setdefault(device, {"machines": {}, "backbones": {}})
+    cpu = f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {threads} thread(s)"
     for backbone in BACKBONES:
-        rows = table.setdefault(backbone, {})
+        found["machines"].setdefault(
+            backbone,
+            {
+                "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
+                "torch": torch.__version__,
+                "optimizer": "AdamW, fused",
+                "batch": BATCH[backbone],
+                "rounds": arguments.rounds,
+            },
+        )
+        rows = found["backbones"].setdefault(backbone, {})
         full_peak = rows.get("full", {}).get("peak_mb")
         for method in method_names(backbone):
             if method in rows:

@@ -11,8 +11,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from claims import claims_table
+
 from peft_modal.comparison.manifest import read_manifest
-from peft_modal.comparison.table import markdown
+from peft_modal.comparison.table import markdown, rows
 from peft_modal.files import write_text
 from peft_modal.registry import default_registry
 from peft_modal.testing.matrix import matrix_table, method_matrix
@@ -56,29 +58,62 @@ def nano_table(figures: dict[str, float]) -> str:
     return "\n".join(["| asked for | shown |", "|---|---|", *(f"| {what} | {found} |" for what, found in rows)])
 
 
+def memory_table(results: dict[str, Any]) -> str:
+    """Peaks of sparse methods' steps, and bytes of a one-bit adapter."""
+    rows = results["rows"]
+    masked = rows["masked gradients"]["step_mb"]
+    lines = [
+        "| method | trained | step, MB | over full | over masked gradients | calibration, MB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in rows.items():
+        calibration = f"{row['calibration_mb']:,.0f}" if "calibration_mb" in row else ""
+        lines.append(
+            f"| {name} | {row['trained']:,.0f} | {row['step_mb']:,.0f} | {row['ratio']:.2f} | "
+            f"{row['step_mb'] / masked:.2f} | {calibration} |"
+        )
+    stored = ", ".join(f"{of['tensors']:,} bytes {name}" for name, of in results["bytes"].items())
+    return "\n".join([*lines, "", f"The tensors of a Bi-AdaptFormer-32 with one bit on the same network: {stored}."])
+
+
 COMPARISONS = {
     "comparison": "pointcloud_comparison",
     "comparison_style": "diffusion_style_comparison",
     "comparison_subject": "diffusion_subject_comparison",
+    "comparison_patterns": "vision_comparison",
+    "comparison_digits": "digits_comparison",
+    "comparison_scenes": "segmentation_comparison",
 }
 """Parts of the README, and the folders that they are made of."""
 
 
-def comparison_part(folder: Path) -> str:
-    """The command that made a comparison, and its table as `compare` writes it from the manifest."""
-    made = read_manifest(folder)
-    return f"```bash\n{made.command}\n```\n\n{markdown(made.plan, made.progress)}"
+CLAIMED = {"pictures": "comparison_patterns", "digits": "comparison_digits", "scenes": "comparison_scenes"}
+"""Parts that the papers' claims are held against, by the heads of their columns."""
+
+
+def comparison_parts() -> dict[str, str]:
+    """Of each comparison that is there, its command and its table as `compare` writes it; beside them the claims."""
+    folders = {name: ROOT / "benchmarks/results" / made for name, made in COMPARISONS.items()}
+    found = {name: read_manifest(folder) for name, folder in folders.items() if (folder / "manifest.json").is_file()}
+    parts = {
+        name: f"```bash\n{made.command}\n```\n\n{markdown(made.plan, made.progress)}" for name, made in found.items()
+    }
+    claimed = {title: found[name] for title, name in CLAIMED.items() if name in found}
+    parts["claims"] = claims_table({title: rows(made.plan, made.progress) for title, made in claimed.items()})
+    return parts
 
 
 def cost_table(results: dict[str, Any]) -> str:
     """Step time and peak memory over full fine-tuning's, for each device and backbone that was measured."""
     measured = [
-        (f"{backbone}, {device}", rows) for device, of in results.items() for backbone, rows in of["backbones"].items()
+        (f"{backbone}, {device} ({of['machines'][backbone]['optimizer']})", rows)
+        for device, of in results.items()
+        for backbone, rows in of["backbones"].items()
     ]
     head = "| method | " + " | ".join(f"{name}: time | memory" for name, _ in measured) + " |"
     lines = [head, "|---|" + "---|---|" * len(measured)]
-    for method in dict.fromkeys(method for _, rows in measured for method in rows):
-        cells = [cell for _, rows in measured for cell in _cost_cells(rows.get(method, {}))]
+    for method in dict.fromkeys(method for _, found in measured for method in found):
+        cells = [cell for _, found in measured for cell in _cost_cells(found.get(method, {}))]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -97,12 +132,11 @@ def filled(text: str) -> str:
     cost = ROOT / "benchmarks/results/step_cost.json"
     if cost.is_file():
         parts["cost"] = cost_table(json.loads(cost.read_text(encoding="utf-8")))
+    memory = ROOT / "benchmarks/results/sparse_memory.json"
+    parts["sparse_memory"] = memory_table(json.loads(memory.read_text(encoding="utf-8")))
     nano = ROOT / "benchmarks/results/nano_diffusion.json"
     parts["nano_diffusion"] = nano_table(json.loads(nano.read_text(encoding="utf-8")))
-    for name, made in COMPARISONS.items():
-        folder = ROOT / "benchmarks/results" / made
-        if (folder / "manifest.json").is_file():
-            parts[name] = comparison_part(folder)
+    parts.update(comparison_parts())
     for name, part in parts.items():
         text = re.sub(
             f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, p=part: f"{m[1]}{p}\n{m[2]}", text, flags=re.S

@@ -149,6 +149,7 @@ def load_stack(files: Sequence[tuple[str | Path, float | None]]) -> Model:
 def _fill(
     adapter: Adapter, head: nn.Module, tensors: Mapping[str, Tensor], header: Header, weight: float | None
 ) -> None:  # fmt: skip
+    adapter.rebuild(header.facts)
     load_tensors(adapter, head, tensors)
     adapter.adopt(header.facts)
     if weight is not None:

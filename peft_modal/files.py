@@ -193,11 +193,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def is_own(path: Path) -> bool:
-    """Whether a safetensors file is one that `write_tensors` wrote.
+    """Whether a file is one that `write_tensors` wrote; one that is not called `.safetensors` is not opened.
 
     Raises:
-        FileFormatError: The file is missing or no safetensors file.
+        FileFormatError: It is called so, and is missing or no safetensors file.
     """
+    if path.suffix != ".safetensors":
+        return False
     with _opened(path) as file:
         return _KEY in (file.metadata() or {})
 

@@ -10,7 +10,7 @@ import torch
 
 torch.set_num_threads(1)
 
-# pytest names the running test and its phase in the first; torch and open_clip fill the others on first use.
+# pytest names the running test and its phase; torch, open_clip and scikit-learn fill the others on first use.
 _SET_BY_OTHERS = {
     "PYTORCH_NVML_BASED_CUDA_CHECK",
     "PL_GLOBAL_SEED",
@@ -20,6 +20,8 @@ _SET_BY_OTHERS = {
     "TRITON_CACHE_DIR",
     "CUDA_MODULE_LOADING",
     "TOKENIZERS_PARALLELISM",
+    "KMP_DUPLICATE_LIB_OK",
+    "KMP_INIT_AT_FORK",
 }
 
 
@@ -48,6 +50,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--golden-dir", metavar="DIR", default=None, help="folder of golden cases (default: the committed ones)"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave what takes minutes to the night."""
+    if os.environ.get("PEFT_MODAL_NIGHTLY"):
+        return
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.skip(reason="runs at night, with PEFT_MODAL_NIGHTLY=1"))
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,25 @@ PLUGIN: Final = Plugin(
     name="heads",
     modality="",
     heads={
+        "dense_linear": Entry(
+            "peft_modal_heads.dense_linear:DenseLinear", summary="A class for every pixel, by one 1x1 convolution."
+        ),
+        "setr_pup": Entry(
+            "peft_modal_heads.setr:SETRPUP",
+            summary="Convolutions that double the resolution in turn.",
+            paper="Zheng et al., SETR, CVPR 2021, arXiv:2012.15840",
+        ),
+        "upernet": Entry(
+            "peft_modal_heads.upernet:UPerNet",
+            summary="Pooling and feature pyramid over four maps.",
+            paper="Xiao et al., Unified Perceptual Parsing, ECCV 2018, arXiv:1807.10221",
+        ),
         "identity": Entry("peft_modal_heads.identity:Identity", summary="The backbone's tokens as they are."),
+        "bi_linear": Entry(
+            "peft_modal_heads.bi_linear:BiLinearHead",
+            summary="Pooled features, one linear of 1-bit weights.",
+            paper="Jie et al., Revisiting the Parameter Efficiency of Adapters, ICCV 2023, arXiv:2307.16867",
+        ),
         "linear": Entry(
             "peft_modal_heads.linear:LinearHead", summary="Pooled features, optional BatchNorm, one linear."
         ),

@@ -31,7 +31,8 @@ class Pooling(nn.Module):
 
     Args:
         spec: What the features will hold.
-        pool: Names in the order of concatenation; None for every single token, every export and `max`.
+        pool: Names in the order of concatenation; None for what the backbone proposes, else every single token, every
+            export and `max`.
 
     Raises:
         ConfigError: A name is not available, or the list is empty.
@@ -39,6 +40,8 @@ class Pooling(nn.Module):
 
     def __init__(self, spec: FeatureSpec, pool: list[str] | None = None) -> None:
         super().__init__()
+        if pool is None and spec.default_pool is not None:
+            pool = list(spec.default_pool)
         if pool is None:
             singles = [s.name for s in (spec.layout.segments if spec.layout else ()) if s.count == 1]
             pool = [*singles, *spec.exports, "max"]

@@ -68,7 +68,7 @@ def load(network: nn.Module, weights: str, model: str | None) -> None:
             load_network(network, path)
         return
     path = _find(weights, model)
-    if path.suffix == ".safetensors" and is_own(path):
+    if is_own(path):
         load_network(network, path)
     else:
         fill_network(network, _foreign(path, network), weights)

@@ -279,18 +279,18 @@ class Folder(PointClouds):
         """Find the files, and read those of the splits that a stage needs.
 
         Raises:
-            DataError: The folder cannot serve, a file cannot be read, or there are no test files to test on.
+            DataError: The folder cannot serve, or a file cannot be read.
         """
         if self._index is None and PARTS[stage]:
             self._index = scan_folder(
                 self.root, suffixes=SUFFIXES, val_share=self.val_share, test_share=self.test_share, seed=self.seed
             )
             self.class_names = self._index.class_names
-        if stage in {"test", "validate"} and self._index is not None:
-            part = "test" if stage == "test" else "val"
-            if not getattr(self._index, part):
-                raise DataError(f"'{self.root}' has no {part} files: add '{part}/<class>/', or set a {part}_share.")
         super().setup(stage)
+
+    def no_samples(self, part: Part) -> str:
+        """Where files of a split come from."""
+        return f"'{self.root}' has no {part} files: add '{part}/<class>/', or set a {part}_share."
 
     def load(self, part: Part) -> CloudSet:
         """Read the files of a split."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from peft_modal.anatomy.layout import TokenLayout
@@ -124,6 +125,11 @@ class Anatomy:
             name=f"{site.name}.out", role=f"{site.role}.out", stack=site.stack, block=site.block, module=site.owner,
             side="out", width=site.shape[0], channel_dim=site.out_dim, allows=frozenset({"read", "add", "replace"}),
         )  # fmt: skip
+
+    def input_port(self, site: WeightSite, *, width: int) -> Port:
+        """The input of the operation that a called site belongs to; see `output_port`."""
+        out = self.output_port(site)
+        return replace(out, name=f"{site.name}.in", role=f"{site.role}.in", side="in", width=width)
 
     def layout(self, port: Port) -> TokenLayout:
         """Token layout of a sequence port.

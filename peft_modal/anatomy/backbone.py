@@ -35,6 +35,8 @@ class Backbone(nn.Module, ABC):
     modality: ClassVar[str] = ""
     merged_is_folder: ClassVar[bool] = False
     """Whether `save_merged` writes a folder, not a `.safetensors` file."""
+    explained_input: ClassVar[str | None] = None
+    """The key of the input (B, C, ...) whose places a report tells the relevance of; None where it tells nothing."""
 
     def __init__(self, network: nn.Module, anatomy: Anatomy, *, frozen_mode: FrozenMode = "eval") -> None:
         super().__init__()

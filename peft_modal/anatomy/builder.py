@@ -42,15 +42,25 @@ class AnatomyBuilder:
         if block is not None:
             self.depth[stack] = max(self.depth.get(stack, 0), block + 1)
 
-    def op(self, role: str, path: str, *, name: str | None = None, heads: int | None = None) -> None:
+    def op(
+        self, role: str, path: str, *, name: str | None = None, heads: int | None = None, out_dim: int | None = None
+    ) -> None:
         """A linear, convolution, norm or embedding that is a module called once; its bias becomes a site too.
+
+        Args:
+            role: Its role.
+            path: The module.
+            name: Name of the site; None for the path.
+            heads: Attention heads among its outputs.
+            out_dim: Channel axis of its output where its class does not tell (a LayerNorm over channels of pictures).
 
         Raises:
             TypeError: The module is of another kind.
         """
         module = self.network.get_submodule(path)
         name = name or path
-        op, out_dim = _operation(module)
+        op, usual = _operation(module)
+        out_dim = usual if out_dim is None else out_dim
         if op == "norm":
             self._norm(role, path, module, name, out_dim)
             return
@@ -66,8 +76,8 @@ class AnatomyBuilder:
         self._bias(role, path, "bias", owner=path, name=name, out_dim=out_dim)
 
     def fused(
-        self, role: str, path: str, parts: Mapping[str, str], *, tensor: str = "weight", bias: str = "bias",
-        name: str | None = None, heads: int | None = None, called: bool = True,
+        self, role: str, path: str, parts: Mapping[str, str], *, tensor: str = "weight", bias: str | None = "bias",
+        name: str | None = None, heads: int | None = None, called: bool = True, owner: str | None = None,
     ) -> None:  # fmt: skip
         """One tensor whose equal row slices are separate sites, e.g. timm's `qkv` or MultiheadAttention's packed input.
 
@@ -76,10 +86,11 @@ class AnatomyBuilder:
             path: Module that holds and reads the tensor.
             parts: Role to name of each slice, in row order.
             tensor: Attribute name of the weight.
-            bias: Attribute name of the bias.
+            bias: Attribute name of the bias; None where none would be read.
             name: Name of the whole site.
             heads: Attention heads of each slice.
             called: Whether the module's call *is* the operation (a linear), or only reads the tensor.
+            owner: Module whose forward reads the tensor, where that is not `path`.
         """
         holder = self.network.get_submodule(path)
         weight = holder.get_parameter(tensor)
@@ -87,7 +98,8 @@ class AnatomyBuilder:
         rows = weight.shape[0] // len(parts)
         reach = _CALLED if called else _READ
         common = {
-            "stack": self.stack, "block": self.block, "holder": path, "tensor": tensor, "owner": path, "reach": reach,
+            "stack": self.stack, "block": self.block, "holder": path, "tensor": tensor, "owner": owner or path,
+            "reach": reach,
             "bias": bias, "heads": heads,
         }  # fmt: skip
         whole = WeightSite(
@@ -106,7 +118,7 @@ class AnatomyBuilder:
                     **common,  # type: ignore[arg-type]
                 )
             )
-        self._bias(role, path, bias, owner=path, name=name)
+        self._bias(role, path, bias, owner=owner or path, name=name)
 
     def read(self, role: str, path: str, *, owner: str, name: str | None = None) -> None:
         """A linear whose weight is read by `owner` without calling it (MultiheadAttention's `out_proj`)."""
@@ -164,9 +176,9 @@ class AnatomyBuilder:
                 )
             )  # fmt: skip
 
-    def _bias(self, role: str, path: str, tensor: str, *, owner: str, name: str, out_dim: int = -1) -> None:
+    def _bias(self, role: str, path: str, tensor: str | None, *, owner: str, name: str, out_dim: int = -1) -> None:
         holder = self.network.get_submodule(path)
-        if registered(holder, tensor) is None:
+        if tensor is None or registered(holder, tensor) is None:
             return
         self.sites.append(
             WeightSite(

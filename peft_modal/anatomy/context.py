@@ -72,6 +72,10 @@ class Context:
             )
         return self._values[key]
 
+    def has(self, key: str) -> bool:
+        """Whether somebody put it."""
+        return key in self._values
+
     def data_tokens(self, port: Port, layout: TokenLayout, num_tokens: int) -> slice:
         """Where the data tokens stand in a sequence that a branch reads at `port`, prompts of all adapters among them.
 

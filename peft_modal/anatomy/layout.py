@@ -86,6 +86,12 @@ class FeatureSpec:
     layout: TokenLayout | None
     exports: Mapping[str, int] = field(default_factory=dict)
     """Tokens that methods hand to the head: name and how many."""
+    own: Mapping[str, int] = field(default_factory=dict)
+    """Extras of the backbone itself that a pool may list: name and width."""
+    default_pool: tuple[str, ...] | None = None
+    """What a head reads that is told nothing; None for every single token, every export and `max`."""
+    levels: tuple[int, ...] = ()
+    """Widths of the feature maps `level.0`, `level.1`, ... among the extras, (B, C, H, W) each."""
 
     def available(self) -> dict[str, int]:
         """Name of everything a `pool` can list, with its width."""
@@ -94,6 +100,7 @@ class FeatureSpec:
             for segment in self.layout.segments:
                 if segment.count is not None:
                     sizes[segment.name] = segment.count * self.width
+        sizes.update(self.own)
         sizes.update({name: count * self.width for name, count in self.exports.items()})
         return sizes
 

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from peft_modal.anatomy import Backbone, Port, WeightSite, registrations
 from peft_modal.attach.attachment import Attachment
 from peft_modal.attach.branch import BranchAttachment, BranchMode
+from peft_modal.attach.dense_update import DenseUpdate
 from peft_modal.attach.lifecycle import LifeCycle
 from peft_modal.attach.listeners import Listeners
 from peft_modal.attach.namespace import Namespace
 from peft_modal.attach.operations import Operation, OperationAttachment, OperationWeight
+from peft_modal.attach.packing import PacksItself, packing_modules
 from peft_modal.attach.prompts import PromptAttachment, PromptPlace, PromptSet, PromptSource, refuse_blocks
 from peft_modal.attach.sparse import SparseEntries, part_of
 from peft_modal.attach.sparse_attachment import CHECKPOINT_NAMES, FILE_NAMES, SparseAttachment
@@ -61,6 +63,8 @@ class Adapter(nn.Module):
         self.is_enabled = True
         self.decay: dict[str, bool] = {}
         """Whether weight decay acts on a trained tensor, by name; on others by their number of axes."""
+        self.lr: dict[str, float] = {}
+        """Learning rate of a trained tensor, by name, where the method has its own; of others the task's."""
         self._weight = 1.0
         self._scope = ""
 
@@ -104,11 +108,24 @@ class Adapter(nn.Module):
         reason = can_update(site, groups=getattr(module, "groups", 1))
         if reason:
             raise AttachError(f"'{site.name}' takes no low-rank update: {reason}")
+        self._update(site, update)
+
+    def dense_update(self, site: WeightSite, update: DenseUpdate) -> None:
+        """Add an update that is generated in each pass: beside the call where there is one, else in the weight.
+
+        Raises:
+            AttachError: The site is no linear, or dropout is asked for where there is no call.
+        """
+        if site.op != "linear":
+            raise AttachError(f"'{site.name}' takes no generated update: its operation is '{site.op}', not a linear")
+        self._update(site, update)
+
+    def _update(self, site: WeightSite, update: LowRankUpdate | DenseUpdate) -> None:
         self.add(site.name, update)
         if "call" in site.reach:
             self._hang(UpdateAttachment(self._order(), site, update))
             return
-        if update.dropout:
+        if update.dropout or update.hidden_dropout or getattr(update, "drop_path", 0.0):
             raise AttachError(
                 f"'{site.name}' is read inside a function, where inputs cannot be dropped; set dropout to 0 or leave "
                 "that site out"
@@ -194,7 +211,7 @@ class Adapter(nn.Module):
         self, tap: Port, inject: Port, module: nn.Module, *, name: str | None = None, mode: BranchMode = "add",
         folds_into: WeightSite | None = None,
     ) -> None:  # fmt: skip
-        """Read at `tap`, add (or apply) the module at `inject`; both ports lie in one block.
+        """Read at `tap`, add (or apply, or join) the module at `inject`; both ports lie in one block.
 
         Raises:
             AttachError: A port does not allow it, or the method does not back-propagate through the backbone.
@@ -373,7 +390,8 @@ class Adapter(nn.Module):
     def state(self, *, training_only: bool = False) -> dict[str, Tensor]:
         """Every tensor the adapter owns, by ownership and never by `requires_grad`; shared tensors once.
 
-        Of trained entries the file holds positions and changes, a checkpoint positions and values.
+        Of trained entries the file holds positions and changes, a checkpoint positions and values; what packs itself
+        is packed in the file only.
 
         Args:
             training_only: With what only training needs, for a checkpoint that goes on.
@@ -381,12 +399,17 @@ class Adapter(nn.Module):
         seen: set[int] = set()
         state = {}
         sparse = {} if training_only else self._sparse()
+        packs = {} if training_only else self._packs()
         for prefix, part in self._parts(training_only=training_only):
             for key, value in part.state_dict(keep_vars=True).items():
                 module = f"{prefix}.{key}".rpartition(".")[0]
                 if module in sparse:
                     packed = sparse[module].packed(self.backbone)
                     state.update({f"{module}.{name}": packed[name] for name in FILE_NAMES})
+                elif module in packs:
+                    if id(packs[module]) not in seen:
+                        seen.add(id(packs[module]))
+                        state.update({f"{module}.{name}": part for name, part in packs[module].packed().items()})
                 elif id(value) not in seen:
                     seen.add(id(value))
                     state[f"{prefix}.{key}"] = value.detach()
@@ -415,7 +438,16 @@ class Adapter(nn.Module):
         }
         for module, (attachment, tensors) in sparse.items():
             attachment.refuse(module, tensors)
-        plain = {name: target for name, target in own.items() if name.rpartition(".")[0] not in sparse}
+        packs = {} if training_only else self._packs()
+        packed = {
+            module: {name: state[f"{module}.{name}"] for name in part.file_names}
+            for module, part in packs.items()
+            if f"{module}.{part.file_names[0]}" in own
+        }
+        for module, tensors in packed.items():
+            packs[module].refuse(module, tensors)
+        others = {*sparse, *packs}
+        plain = {name: target for name, target in own.items() if name.rpartition(".")[0] not in others}
         for name, target in plain.items():
             if target.shape != state[name].shape:
                 raise FileFormatError(
@@ -429,10 +461,20 @@ class Adapter(nn.Module):
                     attachment.entries.fill(**tensors)
                 else:
                     attachment.unpack(self.backbone, tensors)
+        for module, tensors in packed.items():
+            packs[module].unpack(tensors)
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """What an adapter file's header says of the method beside its configuration, by listener: JSON values."""
         return self.events.facts()
+
+    def rebuild(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Make again what calibration made, from the `facts` of a file, before its tensors are loaded.
+
+        Raises:
+            FileFormatError: They do not fit this network.
+        """
+        self.events.rebuild(facts)
 
     def adopt(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
         """Act on the `facts` of a file, after its tensors were loaded.
@@ -452,7 +494,14 @@ class Adapter(nn.Module):
 
     def counts(self) -> dict[Part, int]:
         """Trained parameters that the method adds, that are the backbone's own, and that are not saved."""
-        return {part: sum(p.numel() for p in module.parameters()) for part, module in self._parts(training_only=True)}
+        counts: dict[Part, int] = {
+            part: sum(p.numel() for p in module.parameters()) for part, module in self._parts(training_only=True)
+        }
+        for _, packs in packing_modules(self.adapter):
+            saved, left_out = packs.counts()
+            counts["adapter"] += saved - sum(p.numel() for p in packs.parameters())
+            counts["training_only"] += left_out
+        return counts
 
     def _parts(self, *, training_only: bool) -> tuple[tuple[Part, Namespace], ...]:
         saved: tuple[tuple[Part, Namespace], ...] = (("adapter", self.adapter), ("backbone", self.backbone_tensors))
@@ -476,6 +525,10 @@ class Adapter(nn.Module):
         """By the name of the entries in a state."""
         names = {id(module): f"adapter.{name}" for name, module in self.adapter.named_modules()}
         return {names[id(a.entries)]: a for a in self.attachments if isinstance(a, SparseAttachment)}
+
+    def _packs(self) -> dict[str, PacksItself]:
+        """By their names in a state."""
+        return {f"adapter.{name}": part for name, part in packing_modules(self.adapter)}
 
     def _tied_sites(self, site: WeightSite, weight: Tensor) -> tuple[WeightSite, ...]:
         """The sites that are this tensor, or this slice of it.

@@ -1,4 +1,4 @@
-"""Branches: read a tensor at one port, add a module's output at another, or apply the module in place."""
+"""Branches: read a tensor at one port, add a module's output at another, or let the module replace what is there."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from peft_modal.attach.attachment import Attachment, FoldedWeights, FoldStage, s
 from peft_modal.attach.hub import Phase, hang, unhang
 from peft_modal.errors import AttachError, MergeError
 
-BranchMode = Literal["add", "apply"]
+BranchMode = Literal["add", "apply", "join"]
 
 
 class BranchAttachment(Attachment):
     """A module beside or inside the data path.
 
     `add`: the tensor seen at `tap` goes through the module and is added at `inject`. `apply`: the module replaces the
-    tensor at `inject` by its output. A module with `uses_context = True` is called as `module(tensor, context)`.
+    tensor at `inject` by its output. `join`: the module gets the tensor seen at `tap` and the one at `inject`, and its
+    output replaces the latter. A module with `uses_context = True` gets the context as its last argument.
 
     Args:
         order: See `Attachment`.
         tap: Where to read.
         inject: Where to write.
         module: The branch.
-        mode: `add` or `apply`.
+        mode: `add`, `apply` or `join`.
         folds_into: For `apply` at an operation's output: the operation's weight site; the module then offers
             `fold(weight, bias) -> (weight, bias)`.
     """
@@ -52,20 +53,20 @@ class BranchAttachment(Attachment):
     @override
     def hang(self, backbone: Backbone) -> None:
         self.contexts = backbone.contexts if getattr(self.module, "uses_context", False) else None
-        if self.mode == "add":
+        if self.mode != "apply":
             hang(backbone, self.tap, Phase.BRANCH, self.order, self._read)
         hang(backbone, self.inject, Phase.BRANCH, self.order, self._write)
 
     @override
     def unhang(self, backbone: Backbone) -> None:
-        if self.mode == "add":
+        if self.mode != "apply":
             unhang(backbone, self.tap, self._read)
         unhang(backbone, self.inject, self._write)
         self.slot = None
 
-    def run(self, tensor: Tensor) -> Tensor:
+    def run(self, *tensors: Tensor) -> Tensor:
         """The module's output."""
-        return self.module(tensor) if self.contexts is None else self.module(tensor, self.contexts.current())
+        return self.module(*tensors) if self.contexts is None else self.module(*tensors, self.contexts.current())
 
     @override
     def clear(self) -> None:
@@ -128,5 +129,7 @@ class _Write:
             raise AttachError(
                 f"'{branch.inject.name}' runs before '{branch.tap.name}', so {branch.describe()} has no input"
             )
+        if branch.mode == "join":
+            return scaled(tensor, branch.run(seen, tensor), branch.weight)
         added = branch.run(seen)
         return tensor + (added if branch.weight == 1.0 else branch.weight * added)

@@ -26,6 +26,9 @@ class LifeCycle(nn.Module):
     Its parameters and buffers are saved with the adapter.
     """
 
+    calibration_batches: int = 16
+    """How many batches `prepare` is shown by `fit`, at most."""
+
     def prepare(self, batches: Iterable[Batch], loss: Losses) -> None:
         """Calibrate before the optimiser exists; may still change sites, indices and shapes."""
 
@@ -69,9 +72,20 @@ class LifeCycle(nn.Module):
         """Numbers about the step that was taken, each logged by its name."""
         return {}
 
+    def site_entries(self) -> Mapping[str, int]:
+        """Entries of each site that the method chose to tune, by the site's name; empty where it does not choose."""
+        return {}
+
     def facts(self) -> Mapping[str, Any]:
         """What the adapter file's header shall say beside the configuration: JSON values; see `Adapter.facts`."""
         return {}
+
+    def rebuild(self, facts: Mapping[str, Any]) -> None:
+        """Make again what calibration made, from the `facts` of a file whose tensors are loaded afterwards.
+
+        Raises:
+            FileFormatError: They do not fit this network.
+        """
 
     def adopt(self, facts: Mapping[str, Any]) -> None:
         """Act on the `facts` of a file, after its tensors were loaded.
@@ -102,6 +116,12 @@ class Run:
     generator: torch.Generator
     named_parameters: Mapping[str, nn.Parameter]
     world_size: int = 1
+    total_epochs: int | None = None
+    """None where the run counts steps alone."""
+    forward: Callable[[Batch], Output] | None = None
+    """The whole model: a batch to what the losses are taken of; None where there is no model around the backbone."""
+    gives_logits: bool = False
+    """Whether that is class logits (B, C, ...)."""
     parameters: ParameterService = field(init=False)
 
     def __post_init__(self) -> None:

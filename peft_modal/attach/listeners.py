@@ -52,6 +52,11 @@ class Listeners:
         """See `LifeCycle.prepare`; batches are read only where a listener calibrates."""
         self._tell("prepare", list(batches) if self.wants("prepare") else (), loss)
 
+    @property
+    def calibration_batches(self) -> int:
+        """See `LifeCycle.calibration_batches`; 0 where nobody calibrates."""
+        return max((m.calibration_batches for m in self._members if _overrides(m, "prepare")), default=0)
+
     def on_fit_start(self, run: Run) -> None:
         """See `LifeCycle.on_fit_start`."""
         self._tell("on_fit_start", run)
@@ -109,10 +114,23 @@ class Listeners:
         """See `LifeCycle.figures`."""
         return {name: value for member in self._members for name, value in member.figures().items()}
 
+    def site_entries(self) -> dict[str, int]:
+        """See `LifeCycle.site_entries`; entries of one site add up."""
+        found: dict[str, int] = {}
+        for member in self._members:
+            for site, count in member.site_entries().items():
+                found[site] = found.get(site, 0) + count
+        return found
+
     def facts(self) -> dict[str, dict[str, Any]]:
         """See `LifeCycle.facts`; by name, of those who have some."""
         said = {name: dict(member.facts()) for name, member in zip(self._names, self._members, strict=True)}
         return {name: own for name, own in said.items() if own}
+
+    def rebuild(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """See `LifeCycle.rebuild`; each gets its own."""
+        for name, member in zip(self._names, self._members, strict=True):
+            member.rebuild(facts.get(name, {}))
 
     def adopt(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
         """See `LifeCycle.adopt`; each gets its own."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from peft_modal.anatomy import Backbone, WeightSite
 from peft_modal.attach.attachment import scaled
+from peft_modal.attach.dense_update import DenseUpdate
 from peft_modal.attach.low_rank_function import LowRankLinear
 from peft_modal.attach.updates import LowRankUpdate
 from peft_modal.errors import AttachError
@@ -25,7 +26,7 @@ class Entry:
 
     order: int
     site: WeightSite
-    update: LowRankUpdate
+    update: LowRankUpdate | DenseUpdate
     weight: float
 
     @property
@@ -106,7 +107,11 @@ class SiteCall:
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """The module's operation, or what stands in for it, and every update."""
-        fused = [e for e in self.entries if not e.update.drops and type(self.module) in _PLAIN_LINEAR]
+        fused = [
+            e
+            for e in self.entries
+            if isinstance(e.update, LowRankUpdate) and not e.update.drops and type(self.module) in _PLAIN_LINEAR
+        ]
         if self.operations:
             y = self._operated(x)
             rest = self.entries
@@ -116,8 +121,9 @@ class SiteCall:
         else:
             y = type(self.module).forward(self.module, x, *args, **kwargs)
             rest = self.entries
+        dropped: dict[float, Tensor] = {}
         for entry in rest:
-            y = _add_rows(y, self._single(x, entry), entry, dim=entry.site.out_dim)
+            y = _add_rows(y, self._single(x, entry, dropped), entry, dim=entry.site.out_dim)
         return y
 
     def _operated(self, x: Tensor) -> Tensor:
@@ -141,26 +147,32 @@ class SiteCall:
         module = self.module
         assert isinstance(module, nn.Linear)
         weight, bias = module.weight, module.bias
-        pairs = [e.update.factors() for e in entries]
+        updates = [cast("LowRankUpdate", e.update) for e in entries]
+        pairs = [update.factors() for update in updates]
         tensors = [x, weight, bias, *(down for down, _ in pairs), *(up for _, up in pairs)]
         dtype = _compute_dtype(x, weight)
         tensors = [None if t is None else t.to(dtype) for t in tensors]
-        slices = tuple((*e.rows, e.update.scale * e.weight) for e in entries)
+        slices = tuple((*e.rows, update.scale * e.weight) for e, update in zip(entries, updates, strict=True))
         return LowRankLinear.apply(*tensors[:3], slices, *tensors[3:])
 
-    def _single(self, x: Tensor, entry: Entry) -> Tensor:
-        down, up = entry.update.factors()
-        x = entry.update.drop(x)
-        scale = entry.update.scale * entry.weight
+    def _single(self, x: Tensor, entry: Entry, dropped: dict[float, Tensor]) -> Tensor:
+        update = entry.update
+        if isinstance(update, DenseUpdate):
+            added = update.branch(x.to(_compute_dtype(x, x)), dropped)
+            return added if entry.weight == 1.0 else added * entry.weight
+        down, up = update.factors()
+        x = update.drop(x)
+        scale = update.scale * entry.weight
         dtype = _compute_dtype(x, x)
         x, down, up = x.to(dtype), down.to(dtype), up.to(dtype)
         if entry.site.op == "linear":
-            return functional.linear(functional.linear(x, down), up) * scale
+            hidden = update.drop_hidden(functional.linear(x, down))
+            return update.drop_samples(functional.linear(hidden, up) * scale)
         module = self.module
         assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         # The module's own stride, padding, dilation and padding mode.
         hidden = module._conv_forward(x, down, None)  # noqa: SLF001 — the modules offer no other way to pass a weight
-        return _CONV[up.dim() - 2](hidden, up) * scale
+        return update.drop_samples(_CONV[up.dim() - 2](update.drop_hidden(hidden), up) * scale)
 
 
 def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:

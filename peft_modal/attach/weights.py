@@ -12,16 +12,17 @@ from typing_extensions import override
 from peft_modal.anatomy import Backbone, WeightSite
 from peft_modal.attach.attachment import Attachment, FoldedWeights, FoldStage, scaled
 from peft_modal.attach.chain import drop_leaf, drop_transform, push_leaf, push_transform
+from peft_modal.attach.dense_update import DenseUpdate
 from peft_modal.attach.site_call import Entry, hang_update, unhang_update
 from peft_modal.attach.updates import LowRankUpdate
 
 
 class UpdateAttachment(Attachment):
-    """A low-rank update computed beside the operation."""
+    """A low-rank or generated update computed beside the operation."""
 
     stage = FoldStage.UPDATE
 
-    def __init__(self, order: int, site: WeightSite, update: LowRankUpdate) -> None:
+    def __init__(self, order: int, site: WeightSite, update: LowRankUpdate | DenseUpdate) -> None:
         super().__init__(order)
         self.site = site
         self.update = update
@@ -56,7 +57,8 @@ class UpdateAttachment(Attachment):
 
     @override
     def describe(self) -> str:
-        return f"a low-rank update of '{self.site.name}'"
+        kind = "a generated" if isinstance(self.update, DenseUpdate) else "a low-rank"
+        return f"{kind} update of '{self.site.name}'"
 
     @override
     def where(self) -> tuple[WeightSite, ...]:
@@ -70,7 +72,7 @@ class UpdateAttachment(Attachment):
 class LowRankTransform(nn.Module):
     """W + dW, for weights that are read inside a function and so have no call to extend."""
 
-    def __init__(self, update: LowRankUpdate) -> None:
+    def __init__(self, update: LowRankUpdate | DenseUpdate) -> None:
         super().__init__()
         self.update = update
 

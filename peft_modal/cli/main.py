@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from peft_modal._version import __version__
 from peft_modal.cli.options import PROGRAM, VERBS, Options, handler_of, parse, program_help, requested_help
@@ -25,6 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when it worked, 2 for a mistake of the user, 1 for a bug, 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with _spoken_warnings():
+        return _answered(arguments)
+
+
+def _answered(arguments: list[str]) -> int:
+    """The exit code, with errors said as sentences."""
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()  # here and not at exit, so that a reader that has gone is noticed below
@@ -50,6 +58,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     return code
+
+
+class _Spoken(logging.Handler):
+    """Says what the package warns of like errors, without their exit code."""
+
+    # Without `@override`, since `doctor` has to start where typing_extensions is missing.
+    def emit(self, record: logging.LogRecord) -> None:  # type: ignore[explicit-override]
+        _complain(f"warning: {record.getMessage()}")
+
+
+@contextmanager
+def _spoken_warnings() -> Iterator[None]:
+    """For the time of a command: the package stays silent where another program uses it."""
+    logger, handler = logging.getLogger("peft_modal"), _Spoken(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _dispatch(arguments: list[str]) -> int:

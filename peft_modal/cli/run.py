@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 from peft_modal.api import Model, load, load_stack
@@ -99,11 +100,23 @@ def _predict_files(model: Model, task: Any, options: Options) -> list[dict[str, 
     rows: list[dict[str, Any]] = []
     with in_sentences():
         for batch in batches:
-            rows += task.predictions(model(batch))
+            output = task.predict_batch(batch)
+            made = task.predictions(output)
+            if hasattr(task, "write_predictions"):
+                files = [Path(path) for path in paths[len(rows) : len(rows) + len(made)]]
+                names = [_name_below(file, options.input) for file in files]
+                written = task.write_predictions(output, files, names, options.out)
+                made = [{**more, **row} for more, row in zip(written, made, strict=True)]
+            rows += made
     rows = [{"path": str(path), **row} for path, row in zip(paths, rows, strict=True)]
     write_text(options.out / "predictions.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     write_text(options.out / "predictions.csv", _csv(rows))
     return rows
+
+
+def _name_below(file: Path, folder: Path) -> str:
+    """Of a file, by its place below the folder that was named; its suffix stays, since it may tell two files apart."""
+    return (file.relative_to(folder) if file.is_relative_to(folder) and file != folder else Path(file.name)).as_posix()
 
 
 def _measure(options: Options, verb: Verb) -> int:
@@ -146,10 +159,16 @@ def _overridden(model: Model, options: Options) -> Model:
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
-    names = list(rows[0]["probabilities"]) if rows else []
+    """A table of the rows: nested values have a column each, empty where a row has none."""
+    flat: list[dict[str, Any]] = []
+    for row in rows:
+        columns: dict[str, Any] = {}
+        for key, value in row.items():
+            columns.update(value if isinstance(value, dict) else {key: value})
+        flat.append(columns)
+    names = list(dict.fromkeys(name for columns in flat for name in columns)) or ["path"]
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["path", "class", *names])
-    for row in rows:
-        writer.writerow([row["path"], row["class"], *row["probabilities"].values()])
+    writer.writerow(names)
+    writer.writerows([columns.get(name, "") for name in names] for columns in flat)
     return text.getvalue()

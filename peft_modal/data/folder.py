@@ -27,10 +27,10 @@ class Item:
 
 @dataclass(frozen=True)
 class FolderIndex:
-    """The files of the three splits, each ordered by class and path; `test` and `val` may be empty."""
+    """The files of the three splits; `test` and `val` may be empty."""
 
     class_names: tuple[str, ...]
-    """Sorted; an item's label is the place of its class here."""
+    """An item's label is the place of its class here."""
     train: tuple[Item, ...]
     val: tuple[Item, ...]
     test: tuple[Item, ...]
@@ -51,7 +51,8 @@ def scan_folder(
 
     Without splits, each class is split by the seed, so that adding a class or a copy of the folder elsewhere leaves
     the others' splits as they are. With splits but without `val`, a share of each class of `train` is held out.
-    Hidden files and folders are passed over. Paths in a CSV are relative to it.
+    Hidden files and folders are passed over. Paths in a CSV are relative to it. Class names are sorted, and the files
+    of a split ordered by class and path.
 
     Args:
         root: The folder or the CSV file.

@@ -99,6 +99,10 @@ class SplitData(LightningDataModule):
         """
         raise ConfigError(f"data '{type(self).__name__}' cannot read files to predict on, asked for '{path}'")
 
+    def no_samples(self, part: Part) -> str:
+        """The sentence that `validate` and `test` end in where a split is empty: what to do about it, if anything."""
+        return f"data '{type(self).__name__}' has no {part} samples to measure on."
+
     @property
     def num_classes(self) -> int:
         """Number of class names."""

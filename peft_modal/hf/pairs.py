@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,11 +12,10 @@ from peft_modal.anatomy import WeightSite
 from peft_modal.attach import Adapter
 from peft_modal.attach.attachment import Attachment
 from peft_modal.attach.operations import OperationAttachment, OperationWeight
+from peft_modal.attach.updates import LowRankUpdate
 from peft_modal.attach.weights import LeafAttachment, LowRankTransform, TransformAttachment, UpdateAttachment
 from peft_modal.errors import FileFormatError
-
-if TYPE_CHECKING:
-    from peft_modal.hf.operation import TunerOperation
+from peft_modal.hf.operation import TunerOperation
 
 
 @dataclass(frozen=True)
@@ -76,17 +74,21 @@ def pairs_of(adapter: Adapter) -> list[Pair]:
 
 
 def _part(attachment: Attachment) -> _Part:
+    update: object = None
     if isinstance(attachment, UpdateAttachment):
-        down, up = attachment.update.factors()
-        return _Part(attachment.site, down.detach(), up.detach(), attachment.update.scale * attachment.weight)
-    if isinstance(attachment, TransformAttachment) and isinstance(attachment.transform, LowRankTransform):
-        update = attachment.transform.update
-        down, up = update.factors()
-        return _Part(attachment.site, down.detach(), up.detach(), update.scale * attachment.weight)
-    if isinstance(attachment, OperationAttachment):
-        return _part_of_tuner(attachment.site, attachment.operation, attachment)  # type: ignore[arg-type]
-    if isinstance(attachment, TransformAttachment) and isinstance(attachment.transform, OperationWeight):
-        return _part_of_tuner(attachment.site, attachment.transform.operation, attachment)  # type: ignore[arg-type]
+        update = attachment.update
+    elif isinstance(attachment, OperationAttachment):
+        update = attachment.operation
+    elif isinstance(attachment, TransformAttachment):
+        transform = attachment.transform
+        update = transform.update if isinstance(transform, LowRankTransform) else transform
+        update = update.operation if isinstance(update, OperationWeight) else update
+    if isinstance(attachment, UpdateAttachment | OperationAttachment | TransformAttachment):
+        if isinstance(update, LowRankUpdate):
+            down, up = update.factors()
+            return _Part(attachment.site, down.detach(), up.detach(), update.scale * attachment.weight)
+        if isinstance(update, TunerOperation) and not isinstance(attachment, UpdateAttachment):
+            return _part_of_tuner(attachment.site, update, attachment)
     raise FileFormatError(f"{attachment.describe()} is no low-rank update, so it has no place in a LoRA file")
 
 

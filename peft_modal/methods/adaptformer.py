@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from peft_modal.anatomy import Selector
 from peft_modal.attach import Adapter
-from peft_modal.methods.base import Method, select_blocks
+from peft_modal.methods.base import Method, beside_mlp, select_blocks
 from peft_modal.methods.bottleneck import Bottleneck, check_options, must_be_channels_last
 
 
@@ -43,7 +43,7 @@ class AdaptFormer(Method):
         self.where = Selector.parse({"blocks": blocks})
 
     def build(self, adapter: Adapter) -> None:
-        """A branch from the residual stream before the MLP's norm to the block's output."""
+        """A branch from the residual stream before the MLP's norm to where the MLP's output is added."""
         anatomy = adapter.backbone.anatomy
         for tap in select_blocks(anatomy, self.where, role="mlp.norm.in"):
             must_be_channels_last(tap.channel_dim, tap.name)
@@ -51,4 +51,4 @@ class AdaptFormer(Method):
                 tap.width, hidden_dim=self.hidden_dim, activation="relu", dropout=self.dropout, scale=self.scale,
                 norm=self.norm,
             )  # fmt: skip
-            adapter.branch(tap, anatomy.port("block.out", stack=tap.stack, block=tap.block), module)
+            adapter.branch(tap, beside_mlp(anatomy, tap), module)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from peft_modal.anatomy import Anatomy, Backbone, Port, Selector
 from peft_modal.attach import Adapter
 from peft_modal.attach.adapter import forget_compiled
-from peft_modal.errors import AttachError, SelectionError
+from peft_modal.errors import AttachError, ConfigError, SelectionError
 from peft_modal.registry import default_registry
 
 
@@ -108,6 +108,27 @@ def _leaf_paths(adapter: Adapter) -> set[str]:
     return paths
 
 
+def beside_mlp(anatomy: Anatomy, tap: Port) -> Port:
+    """Where a branch parallel to the MLP adds to the residual stream: where the MLP's own output does.
+
+    Args:
+        anatomy: Of the backbone.
+        tap: Where the branch reads.
+
+    Raises:
+        AttachError: The stream has its channels on another axis there.
+    """
+    roles = {port.role for port in anatomy.ports if (port.stack, port.block) == (tap.stack, tap.block)}
+    role = "mlp.branch" if "mlp.branch" in roles else "block.out"
+    inject = anatomy.port(role, stack=tap.stack, block=tap.block)
+    if inject.channel_dim != tap.channel_dim:
+        raise AttachError(
+            f"'{tap.name}' has its channels on axis {tap.channel_dim}, '{inject.name}' on axis {inject.channel_dim}; "
+            "a branch between them would have to turn them, use a method that acts on weights"
+        )
+    return inject
+
+
 def select_blocks(anatomy: Anatomy, selector: Selector, *, role: str) -> list[Port]:
     """The ports of one role in the blocks that `selector` names, in order of execution.
 
@@ -116,3 +137,13 @@ def select_blocks(anatomy: Anatomy, selector: Selector, *, role: str) -> list[Po
     """
     wanted = Selector(roles=(role,), blocks=selector.blocks, stacks=selector.stacks, path=selector.path)
     return [port for port in anatomy.select_ports(wanted, needs="read") if port.block is not None]
+
+
+def check_dropout(dropout: float) -> None:
+    """Refuse a probability that would drop everything.
+
+    Raises:
+        ConfigError: It is not in 0..1, 1 excluded.
+    """
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"method.dropout: {dropout} is outside 0..1")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_modal.errors import AttachError, ConfigError
+from peft_modal.methods.base import check_dropout
 
 Activation = Literal["gelu", "relu", "silu"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
@@ -86,8 +87,7 @@ def check_options(*, hidden_dim: int, dropout: float) -> None:
     """
     if hidden_dim < 1:
         raise ConfigError(f"method.hidden_dim: {hidden_dim} is below 1")
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"method.dropout: {dropout} is outside 0..1")
+    check_dropout(dropout)
 
 
 def must_be_channels_last(channel_dim: int, port: str) -> None:

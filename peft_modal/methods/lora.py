@@ -9,7 +9,7 @@ from peft_modal.anatomy import Selector
 from peft_modal.attach import Adapter, LowRankUpdate
 from peft_modal.attach.updates import LowRankInit
 from peft_modal.errors import AttachError, ConfigError
-from peft_modal.methods.base import Method
+from peft_modal.methods.base import Method, check_dropout
 from peft_modal.ranges import PositiveFloat
 
 
@@ -43,8 +43,7 @@ class LoRA(Method):
     ) -> None:  # fmt: skip
         if rank < 1:
             raise ConfigError(f"method.rank: {rank} is below 1")
-        if not 0.0 <= dropout < 1.0:
-            raise ConfigError(f"method.dropout: {dropout} is outside 0..1")
+        check_dropout(dropout)
         self.sites = Selector.parse(sites)
         self.rank = rank
         self.alpha = alpha

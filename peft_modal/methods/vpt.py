@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from peft_modal.anatomy import Context, Selector
 from peft_modal.attach import Adapter, PromptSource
 from peft_modal.errors import AttachError, ConfigError
-from peft_modal.methods.base import Method
+from peft_modal.methods.base import Method, check_dropout
 from peft_modal.ranges import PositiveInt
 
 PromptInit = Literal["xavier", "normal"]
@@ -49,8 +49,7 @@ class VPT(Method):
     ) -> None:  # fmt: skip
         if num_tokens < 1:
             raise ConfigError(f"method.num_tokens: {num_tokens} is below 1")
-        if not 0.0 <= dropout < 1.0:
-            raise ConfigError(f"method.dropout: {dropout} is outside 0..1")
+        check_dropout(dropout)
         self.num_tokens = num_tokens
         self.deep = deep
         self.place: Literal["prefix", "end"] = place

@@ -20,7 +20,7 @@ from peft_modal.report.blocks import (
     Text,
     Tile,
 )
-from peft_modal.report.charts import line_chart, matrix_chart
+from peft_modal.report.charts import heat_chart, line_chart, matrix_chart
 from peft_modal.report.collector import Best, Collector, Kept, draw, element
 from peft_modal.report.numbers import Kind, show
 from peft_modal.report.pictures import Renderer
@@ -49,6 +49,7 @@ __all__ = [
     "Tile",
     "draw",
     "element",
+    "heat_chart",
     "line_chart",
     "matrix_chart",
     "show",

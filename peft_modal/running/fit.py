@@ -28,8 +28,6 @@ from peft_modal.running.trainer import make_trainer
 from peft_modal.tasks.base import Task
 from peft_modal.tasks.tensors import load_tensors
 
-_CALIBRATION_BATCHES = 16
-
 
 def fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     """Train in `folder`, going on where an unfinished run stopped; test the file that was written.
@@ -107,8 +105,8 @@ def test(trainer: Trainer, task: Task, data: LightningDataModule) -> dict[str, f
 
 def prepare(task: Task, data: LightningDataModule) -> None:
     """Let a method that calibrates itself see some training batches; the optimiser does not exist yet."""
-    if task.adapter.events.wants("prepare"):
-        batches = list(itertools.islice(iter(data.train_dataloader()), _CALIBRATION_BATCHES))
+    if count := task.adapter.events.calibration_batches:
+        batches = itertools.islice(data.train_dataloader(), count)
         task.eval()
         task.adapter.events.prepare(batches, lambda batch: task.losses(batch, task(batch)))
         task.train()

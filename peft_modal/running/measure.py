@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 
 from peft_modal.api import Model
 from peft_modal.counting import count_parameters
+from peft_modal.data.splits import Part, SplitData
 from peft_modal.errors import DataError
 from peft_modal.files import write_text
 from peft_modal.inspection.places import trained_places
@@ -23,7 +24,7 @@ from peft_modal.running.report import ReportedRun, leave_report
 from peft_modal.running.trainer import make_trainer
 
 Verb = Literal["validate", "test"]
-STAGES: Final[dict[Verb, str]] = {"validate": "val", "test": "test"}
+STAGES: Final[dict[Verb, Part]] = {"validate": "val", "test": "test"}
 """The prefix of a verb's figures."""
 
 
@@ -58,7 +59,10 @@ def _measure(
     task = model.task()
     task.before_test(data)
     if not (data.val_dataloader() if verb == "validate" else data.test_dataloader()):
-        raise DataError(f"the data has no {STAGES[verb]} samples to measure on")
+        part = STAGES[verb]
+        raise DataError(
+            data.no_samples(part) if isinstance(data, SplitData) else f"the data has no {part} samples to measure on."
+        )
     trainer = make_trainer(model.composed, None)
     task.start_report(seed=model.composed.seed)
     run = trainer.validate if verb == "validate" else trainer.test

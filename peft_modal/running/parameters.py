@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from peft_modal.inspection.places import Group, TrainedPlace
-from peft_modal.report import Block, Column, Section, Table
+from peft_modal.report import Block, Chart, Column, Section, Table, heat_chart
 
 _TITLES: Final[dict[Group, str]] = {
     "adapter": "Adapter", "backbone": "Backbone tensors", "head": "Head", "training_only": "Training only",
 }  # fmt: skip
 
 
-def parameters_section(places: Iterable[TrainedPlace], *, total: int) -> Section | None:
-    """Counts by group and, folded, by site; None where nothing was trained.
+def parameters_section(
+    places: Iterable[TrainedPlace], *, total: int, chosen: Mapping[str, int] = MappingProxyType({})
+) -> Section | None:
+    """Counts by group, over the blocks and, folded, by site; None where nothing was trained.
 
     Args:
         places: See `trained_places`.
         total: Parameters of backbone, adapter and head.
+        chosen: See `LifeCycle.site_entries`.
     """
+    places = list(places)
     by_group: dict[Group, list[TrainedPlace]] = {}
     for place in places:
         by_group.setdefault(place.group, []).append(place)
@@ -35,10 +40,39 @@ def parameters_section(places: Iterable[TrainedPlace], *, total: int) -> Section
         count = sum(place.parameters for place in members)
         tensors = sum(len(place.tensors) for place in members)
         rows.append((_TITLES[group], tensors, count, count / trained, count / total))
-    blocks: list[Block] = [Table(columns, tuple(rows))]
+    blocks: list[Block] = [Table(columns, tuple(rows)), *_over_blocks(places, chosen)]
     blocks += [_by_site(_TITLES[group], members, trained) for group, members in by_group.items()]
     lead = f"{trained:,} of {total:,} parameters; every other one stays as it was loaded."
     return Section("parameters", "Trained parameters", tuple(blocks), lead)
+
+
+def _over_blocks(places: Sequence[TrainedPlace], chosen: Mapping[str, int]) -> list[Chart]:
+    """Where the parameters lie, and where the entries that the method chose: role against block, one chart a stack."""
+    charts = []
+    where = [place for place in places if place.group in {"adapter", "backbone"} and len(place.blocks) == 1]
+    for stack in dict.fromkeys(place.stack for place in where):
+        own = [place for place in where if place.stack == stack]
+        prefix = f"{stack}: " if stack and len({place.stack for place in where}) > 1 else ""
+        trained = [(place.role, place.blocks[0], place.parameters) for place in own]
+        charts += _grid(trained, "Trained parameters", f"{prefix}Trained parameters over the blocks")
+        at = {site: (place.role, place.blocks[0]) for place in own for site in place.sites if site in chosen}
+        entries = [(role, block, chosen[site]) for site, (role, block) in at.items()]
+        charts += _grid(entries, "Entries", f"{prefix}Entries of the weights that the method chose")
+    return charts
+
+
+def _grid(counts: Sequence[tuple[str, int, int]], what: str, title: str) -> list[Chart]:
+    """A chart of (role, block, count), where there are two blocks or more."""
+    blocks = sorted({block for _, block, _ in counts})
+    if len(blocks) < 2:
+        return []
+    sums: dict[tuple[str, int], int] = {}
+    for role, block, count in counts:
+        sums[role, block] = sums.get((role, block), 0) + count
+    roles = list(dict.fromkeys(role for role, _, _ in counts))
+    every = range(blocks[0], blocks[-1] + 1)
+    cells = [[sums.get((role, block)) for block in every] for role in roles]
+    return [heat_chart(roles, [str(block) for block in every], cells, what=what, across="Block", title=title)]
 
 
 def _by_site(title: str, places: Sequence[TrainedPlace], trained: int) -> Table:

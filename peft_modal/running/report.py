@@ -65,7 +65,9 @@ def run_report(run: ReportedRun) -> Report:
     sections = (
         _curves(run.folder.root / "metrics.csv", run.task),
         *run.task.report_sections(),
-        parameters_section(run.trained, total=int(run.figures["params/total"])),
+        parameters_section(
+            run.trained, total=int(run.figures["params/total"]), chosen=run.task.adapter.events.site_entries()
+        ),
         _cost(run.figures),
         Section("environment", "Environment", (Facts(_environment(run.composed)),)),
         _reproduce(run),

@@ -62,6 +62,8 @@ class Task(LightningModule):
     runtime_args: ClassVar[frozenset[str]] = frozenset({"backbone", "adapter", "head", "class_names"})
     share_metrics: ClassVar[frozenset[str]] = frozenset()
     """Figures that are fractions of 1, without their stage; shown in percent."""
+    gives_logits: ClassVar[bool] = False
+    """Whether a forward pass gives class logits (B, C, ...), which methods may compare as distributions."""
     compared: ClassVar[tuple[str, ...]] = ()
     """Figures that a comparison shows beside the one of `selection`, by their whole names."""
     balanced: ClassVar[tuple[str, str] | None] = None
@@ -165,11 +167,19 @@ class Task(LightningModule):
         Raises:
             TrainingError: Nothing is trained.
         """
-        decay = self.adapter.decay
-        groups = parameter_groups(self.named_trained(), lr=self.lr, weight_decay=self.weight_decay, decay=decay)
+        groups = parameter_groups(
+            self.named_trained(),
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            decay=self.adapter.decay,
+            own_lr=self.adapter.lr,
+        )
         if not groups:
             raise TrainingError("nothing is trained: neither the method nor the head has a parameter")
-        optimizer = torch.optim.AdamW(groups, betas=self.betas)
+        # One pass over all tensors: a method trains hundreds of small ones, each of which costs a dozen calls else.
+        # In mixed precision Lightning clips no gradients of such an optimiser, which might have to unscale them itself.
+        is_fused = "mixed" not in str(self.trainer.precision) and self.device.type in {"cpu", "cuda", "mps"}
+        optimizer = torch.optim.AdamW(groups, betas=self.betas, fused=is_fused or None)
         schedule = cosine_with_warmup(
             optimizer,
             total_steps=int(self.trainer.estimated_stepping_batches),
@@ -252,6 +262,11 @@ class Task(LightningModule):
         del stage
         return self(batch)
 
+    def predict_batch(self, batch: Mapping[str, Any]) -> Output:
+        """Predictions of a batch of new samples, without gradients."""
+        with torch.no_grad():
+            return self(batch)
+
     # Lightning's hooks become the adapter's events here, in one place.
 
     def on_fit_start(self) -> None:
@@ -270,6 +285,9 @@ class Task(LightningModule):
             generator=seeded("run", torch.initial_seed()),
             named_parameters=self.named_trained(),
             world_size=self.trainer.world_size,
+            total_epochs=self.trainer.max_epochs if (self.trainer.max_epochs or 0) > 0 else None,
+            forward=self,
+            gives_logits=self.gives_logits,
         )
         self.adapter.events.on_fit_start(run)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -15,11 +16,13 @@ from torchmetrics.classification import MulticlassAccuracy
 from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter
 from peft_modal.data.counts import CountsClasses
+from peft_modal.data.labels import OWN_SHARE, PARTNER_LABEL
 from peft_modal.errors import ConfigError, DataError
 from peft_modal.ranges import NonNegativeFloat, PositiveInt, Share
 from peft_modal.report import Collector
 from peft_modal.tasks.base import Stage, Task
 from peft_modal.tasks.classification_report import ClassificationCollector
+from peft_modal.tasks.relevance import relevance
 
 
 class Classification(Task):
@@ -44,6 +47,7 @@ class Classification(Task):
 
     selection: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/accuracy", "max")
     share_metrics: ClassVar[frozenset[str]] = frozenset({"accuracy", "mean_class_accuracy"})
+    gives_logits: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -109,22 +113,27 @@ class Classification(Task):
         Raises:
             ConfigError: The weights shall be balanced, and `before_fit` was not called.
         """
-        if self.class_weights == "none":
-            return self.evaluation_losses(batch, output)
-        if self.loss_weights is None:
+        if self.class_weights == "balanced" and self.loss_weights is None:
             raise ConfigError("task.class_weights: 'balanced' needs the counts of the data; call task.before_fit(data)")
-        # Not the `weight` of `cross_entropy`: its mean divides by the batch's weights, so that a batch of one class
-        # would ignore them, and accumulated batches would count differently from one large batch.
-        each = self._cross_entropy(batch, output, reduction="none")
-        return {"loss": (self.loss_weights[batch["label"]] * each).mean()}
+        return {"loss": self._weighted(batch, output, self.loss_weights)}
 
     def evaluation_losses(self, batch: Mapping[str, Any], output: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of logits (B, C) and labels (B,)."""
-        return {"loss": self._cross_entropy(batch, output, reduction="mean")}
+        return {"loss": self._weighted(batch, output, None)}
 
-    def _cross_entropy(self, batch: Mapping[str, Any], output: Tensor, *, reduction: str) -> Tensor:
-        logits, labels = output.float(), batch["label"]
-        return functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction=reduction)
+    def _weighted(self, batch: Mapping[str, Any], output: Tensor, weights: Tensor | None) -> Tensor:
+        """Mean over samples; one that was mixed of two has both labels, each with its share."""
+        if OWN_SHARE not in batch:
+            return self._cross_entropy(output, batch["label"], weights).mean()
+        own = batch[OWN_SHARE]
+        other = self._cross_entropy(output, batch[PARTNER_LABEL], weights)
+        return (own * self._cross_entropy(output, batch["label"], weights) + (1 - own) * other).mean()
+
+    def _cross_entropy(self, output: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        # Not the `weight` of `cross_entropy`: its mean divides by the batch's weights, so that a batch of one class
+        # would ignore them, and accumulated batches would count differently from one large batch.
+        each = functional.cross_entropy(output.float(), labels, label_smoothing=self.label_smoothing, reduction="none")
+        return each if weights is None else weights[labels] * each
 
     def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Tensor) -> None:
         """Accuracies."""
@@ -145,7 +154,18 @@ class Classification(Task):
 
     def make_collector(self, *, seed: int) -> Collector:
         """Confusion matrix, accuracy of each class, and chosen samples."""
-        return ClassificationCollector(self.class_names, self.predictions, seed=seed)
+        key = self.backbone.explained_input
+        explain = None if key is None else functools.partial(self._relevance, key)
+        return ClassificationCollector(self.class_names, self.predictions, seed=seed, explain=explain)
+
+    def _relevance(self, key: str, sample: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What speaks for the class that one sample (without the batch axis) is taken for, by place of its input."""
+        batch = {name: value[None].to(self.device) for name, value in sample.items() if isinstance(value, Tensor)}
+        was_training = self.training
+        self.eval()
+        found = relevance(lambda inputs: self(inputs).float().amax(-1), batch, key)
+        self.train(was_training)
+        return {"relevance": found[0].cpu()}
 
     def evaluate(self, stage: Stage, batch: Mapping[str, Any]) -> Tensor:
         """Logits; on test data averaged over the `votes` views that the data gives of each sample.

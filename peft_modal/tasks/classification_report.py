@@ -23,9 +23,9 @@ from peft_modal.report import (
     element,
     matrix_chart,
 )
+from peft_modal.tasks.confusion import confused_pairs
 
 _SAMPLES: Final = 6
-_PAIRS: Final = 8
 _LARGEST_MATRIX: Final = 60
 """Classes of which a matrix is still a picture; beyond, it shows those with the most mistakes."""
 _FOLDED_FROM: Final = 16
@@ -42,14 +42,21 @@ class ClassificationCollector:
         class_names: In label order.
         predictions: A task's rows for an output.
         seed: Of the draw.
+        explain: What a modality's renderer shall have of a kept sample beside it, such as its relevance.
     """
 
     def __init__(
-        self, class_names: Sequence[str], predictions: Callable[[Tensor], list[dict[str, Any]]], *, seed: int
+        self,
+        class_names: Sequence[str],
+        predictions: Callable[[Tensor], list[dict[str, Any]]],
+        *,
+        seed: int,
+        explain: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> None:
         self.class_names = tuple(class_names)
         self.predictions = predictions
         self.seed = seed
+        self.explain = explain
         self.confusion = MulticlassConfusionMatrix(len(self.class_names))
         self._count = 0
         self._right = Best(_SAMPLES)
@@ -89,6 +96,8 @@ class ClassificationCollector:
             f"A fixed choice among {self._count:,} samples: the mistakes with the highest probability, one for each "
             "pair of classes, and a seeded draw of right ones, one for each class."
         )
+        if self.explain is not None:
+            lead += " A line encloses what speaks most for the predicted class (input times gradient)."
         return Section("samples", "Samples", tuple(galleries), lead)
 
     def _tile(self, kept: Kept) -> Tile:
@@ -99,7 +108,8 @@ class ClassificationCollector:
         facts = (
             Fact("true", truth), Fact("probability", probability, "share"), Fact("sample", kept.index, "count")
         )  # fmt: skip
-        return Tile(found, kept.sample, kept.prediction, facts, "right" if found == truth else "wrong")
+        sample = kept.sample if self.explain is None else {**kept.sample, **self.explain(kept.sample)}
+        return Tile(found, sample, kept.prediction, facts, "right" if found == truth else "wrong")
 
     def _mistakes(self, counts: list[list[int]]) -> Section:
         names = self.class_names
@@ -121,9 +131,7 @@ class ClassificationCollector:
     def _pairs(self, counts: list[list[int]]) -> tuple[Table, ...]:
         """The most confused pairs; none where nothing is wrong."""
         names = self.class_names
-        pairs = [(row[j], i, j) for i, row in enumerate(counts) for j in range(len(names)) if i != j and row[j] > 0]
-        pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
-        rows = tuple((names[i], names[j], count, count / sum(counts[i])) for count, i, j in pairs[:_PAIRS])
+        rows = tuple((names[i], names[j], count, share) for i, j, count, share in confused_pairs(counts))
         columns = (Column("True"), Column("Predicted"), Column("Samples", "count"), Column("Of its class", "share"))
         return (Table(columns, rows, "Most confused pairs"),) if rows else ()
 

@@ -17,23 +17,26 @@ def parameter_groups(
     lr: float,
     weight_decay: float,
     decay: Mapping[str, bool] = MappingProxyType({}),
+    own_lr: Mapping[str, float] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """Two groups: tensors of two and more axes decay, vectors and biases do not, unless `decay` says otherwise.
+    """Groups by decay and rate: tensors of two and more axes decay, vectors and biases do not, unless told otherwise.
 
     Args:
         named: Trained parameters by name.
-        lr: Learning rate of both groups.
-        weight_decay: Decay of the first group.
+        lr: Learning rate.
+        weight_decay: Decay of what decays.
         decay: Whether a name decays, whatever its shape.
+        own_lr: Learning rate of a name that has its own.
     """
-    parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    parts: dict[tuple[float, bool], list[nn.Parameter]] = {(lr, True): [], (lr, False): []}
     for name, parameter in named.items():
-        parts[decay.get(name, parameter.dim() >= 2)].append(parameter)
-    groups = [
-        {"params": parts[True], "lr": lr, "weight_decay": weight_decay},
-        {"params": parts[False], "lr": lr, "weight_decay": 0.0},
+        key = own_lr.get(name, lr), decay.get(name, parameter.dim() >= 2)
+        parts.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+        for (rate, decays), parameters in parts.items()
+        if parameters
     ]
-    return [group for group in groups if group["params"]]
 
 
 def cosine_with_warmup(

@@ -1,4 +1,8 @@
-"""What `predict` hands to a task that does more than read files and classify them."""
+"""What `predict` hands to a task that does more than read files and classify them.
+
+A task that makes a file for each file read, such as a mask, has `write_predictions(output, files, names, out)`: it
+writes below the folder `out`, by `names`, each once, and gives for each file what its row shall say, such as the path.
+"""
 
 from __future__ import annotations
 

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from peft_modal.attach import Adapter
+from peft_modal.attach.packing import file_state, load_file_state
 from peft_modal.errors import FileFormatError
 
 _HEAD = "head."
 
 
-def head_tensors(head: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of a head under their names in the adapter file."""
-    return {_HEAD + name: tensor for name, tensor in head.state_dict().items()}
+def head_tensors(head: nn.Module, *, training_only: bool = False) -> dict[str, Tensor]:
+    """Parameters and buffers of a head under their names in the adapter file; with `training_only` in a checkpoint."""
+    state = head.state_dict() if training_only else file_state(head)
+    return {_HEAD + name: tensor for name, tensor in state.items()}
 
 
 def tensors_of(adapter: Adapter, head: nn.Module, *, training_only: bool = False) -> dict[str, Tensor]:
@@ -27,7 +29,7 @@ def tensors_of(adapter: Adapter, head: nn.Module, *, training_only: bool = False
     """
     return {
         **adapter.state(training_only=training_only),
-        **head_tensors(head),
+        **head_tensors(head, training_only=training_only),
     }
 
 
@@ -39,7 +41,7 @@ def load_tensors(
     Raises:
         FileFormatError: A tensor is missing, left over, or of another shape.
     """
-    own = head.state_dict()
+    own = head.state_dict() if training_only else file_state(head)
     given = {name.removeprefix(_HEAD): tensor for name, tensor in tensors.items() if name.startswith(_HEAD)}
     missing, extra = sorted(set(own) - set(given)), sorted(set(given) - set(own))
     if missing or extra:
@@ -51,4 +53,7 @@ def load_tensors(
             )
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}
     adapter.load(rest, training_only=training_only)
-    head.load_state_dict(given)
+    if training_only:
+        head.load_state_dict(given)
+    else:
+        load_file_state(head, given)

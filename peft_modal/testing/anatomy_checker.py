@@ -130,7 +130,6 @@ def _check_slices(backbone: Backbone) -> Iterator[str]:
 def _check_links(backbone: Backbone) -> Iterator[str]:
     anatomy = backbone.anatomy
     names = {site.name for site in anatomy.sites}
-    bodies = {port.module for port in anatomy.ports if port.role in {"block.in", "block.out"}}
     operations = {(site.holder, site.bias): site for site in anatomy.sites if site.bias and site.rows is None}
     for site in anatomy.sites:
         for other in sorted(set(site.coupled) - names):
@@ -138,11 +137,6 @@ def _check_links(backbone: Backbone) -> Iterator[str]:
         operation = operations.get((site.holder, site.tensor))
         if operation is not None and operation.out_dim != site.out_dim:
             yield f"site '{site.name}': out_dim is {site.out_dim}, that of its operation is {operation.out_dim}"
-        if "weight" in site.reach and site.block is not None and site.owner in bodies:
-            yield (
-                f"site '{site.name}': its owner '{site.owner}' is the block itself, whose hooks may not run when it is "
-                "computed again by gradient checkpointing; leave 'weight' out of its reach"
-            )
     for site in anatomy.always_trained:
         if "leaf" not in site.reach:
             yield f"site '{site.name}' is always trained, so its reach must have 'leaf'"

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from peft_modal.anatomy import Backbone, WeightSite
 from peft_modal.anatomy.sites import Reach
@@ -30,15 +31,14 @@ def check_reach(backbone: Backbone) -> list[str]:
                 for name, gradient in gradients.items()
                 if gradient is None
             ]
-            if probe.reach == "leaf":
-                problems += _check_checkpointing(backbone, probe.stand_ins, gradients)
+            problems += _check_checkpointing(backbone, probe, gradients)
         finally:
             adapter.detach()
     return problems
 
 
 class _Probe(Method):
-    """Puts a stand-in of the same value at every site that states `reach`."""
+    """Puts a stand-in at every site that states `reach`."""
 
     identity_at_init = True
     reach: ClassVar[Reach]
@@ -86,10 +86,11 @@ class _LeafProbe(_Probe):
 class _Added(nn.Module):
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.zeros(shape))
+        # Another value than the stored one, so that reading that instead changes gradients.
+        self.value = nn.Parameter(0.02 * torch.randn(shape))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """W + 0."""
+        """W and a little more."""
         return weight + self.value
 
 
@@ -111,9 +112,8 @@ def _gradients(backbone: Backbone, tensors: Mapping[str, Tensor]) -> dict[str, T
     return dict(zip(tensors, found, strict=True))
 
 
-def _check_checkpointing(
-    backbone: Backbone, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor | None]
-) -> Iterator[str]:
+def _check_checkpointing(backbone: Backbone, probe: _Probe, expected: Mapping[str, Tensor | None]) -> Iterator[str]:
+    tensors = probe.stand_ins
     try:
         backbone.blocks_for_checkpointing(enabled=True)
     except NotImplementedError:
@@ -121,6 +121,10 @@ def _check_checkpointing(
     try:
         with ModuleCalls(backbone.network) as checkpointed:
             gradients = _gradients(backbone, tensors)
+    except CheckpointError as fault:
+        first = str(fault).splitlines()[0]
+        yield f"with gradient checkpointing a tensor {probe.what} is not read when a block is computed again: {first}"
+        return
     finally:
         backbone.blocks_for_checkpointing(enabled=False)
     with ModuleCalls(backbone.network) as plain:
@@ -133,5 +137,8 @@ def _check_checkpointing(
         if gradient is not None and before is not None:
             error = float((gradient - before).abs().max())
             if not error <= CHECKPOINT_TOLERANCE * max(largest, 1e-12):
-                yield f"with gradient checkpointing the gradient of '{name}' changes by {error:.1e}"
+                yield (
+                    f"with gradient checkpointing the gradient of '{name}' changes by {error:.1e}; a tensor "
+                    f"{probe.what} may not be read when its block is computed again"
+                )
                 return

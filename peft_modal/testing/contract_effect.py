@@ -144,6 +144,7 @@ def check_save_load_round_trip(backbone_factory: BackboneFactory, method: Method
         save_file({name: tensor.contiguous() for name, tensor in adapter.state().items()}, path)
         reader = backbone_factory()
         fresh = method.attach(reader, name="read", generator=torch.Generator().manual_seed(99))
+        fresh.rebuild(adapter.facts())
         stored = load_file(path)
         assert stored.keys() == fresh.state().keys(), (
             f"tensor names in the file of {method.describe()} depend on the adapter's name or on its initial values"

@@ -90,7 +90,11 @@ def train(backbone: Backbone, adapter: Adapter, *, steps: int = 2, lr: float = 0
     # Steps of bounded size: the first gradient behind a LayerNorm of zeros is some 1e4 times the others.
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(named.values(), lr=lr)] if named else []
     run = Run(
-        total_steps=steps, optimizers=optimizers, generator=torch.Generator().manual_seed(0), named_parameters=named
+        total_steps=steps,
+        optimizers=optimizers,
+        generator=torch.Generator().manual_seed(0),
+        named_parameters=named,
+        total_epochs=1,
     )
     adapter.events.on_fit_start(run)
     adapter.events.on_epoch_start(0)

@@ -43,6 +43,7 @@ def manifest():
     return json.loads(Path("out/manifest.json").read_text())
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_comparison_killed_in_a_run_goes_on_and_gives_one_table(capsys):

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tiny_backbones import seeded
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -27,7 +26,9 @@ class BatchNormBackbone(Backbone):
     modality = "vision"
 
     def __init__(self, *, frozen_mode: FrozenMode = "eval") -> None:
-        network = seeded(_network)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = _network()
         b = AnatomyBuilder(network)
         b.op("conv", "0")
         b.op("norm", "1")

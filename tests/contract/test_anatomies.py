@@ -10,6 +10,7 @@ import pytest
 import torch
 from contract.cases import BACKBONES, backbone_factory, registered_backbones
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from peft_modal.anatomy import Anatomy, Backbone, Port, Segment, WeightSite
 from peft_modal.methods.lora import LoRA
@@ -187,8 +188,16 @@ def _tensor_never_read(b: Backbone) -> None:
     b.anatomy.sites = (*b.anatomy.sites, scale)
 
 
-def _owner_is_the_block(b: Backbone) -> None:
+def _recomputed_without_hooks(b: Backbone) -> None:
+    """The block runs its own body again, past its hooks: what stood in for its weights is gone by then."""
     _alter(b, sites=_at("blocks.0.mlp.fc1", owner="blocks.0", reach=frozenset({"weight", "leaf"})))
+    block = b.network.blocks[0]
+    body = block.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(body, x, use_reentrant=False) if b.network.grad_checkpointing else body(x)
+
+    block.forward = forward
 
 
 def _coupled_to_nothing(b: Backbone) -> None:
@@ -233,7 +242,7 @@ def _statistics_that_move(b: Backbone) -> None:
 
 
 def _feature_width_wrong(b: Backbone) -> None:
-    b.width = 48
+    b.network.num_features = 48
 
 
 def _example_batch_ignores_size(b: Backbone) -> None:
@@ -292,7 +301,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Backbone], None], str]] = {
     "slices without the whole": ("vit", _slices_without_whole, "but no site for the whole tensor"),
     "tensor read outside its owner": ("open_clip", _tensor_read_outside_its_owner, "'text_projection' has reach"),
     "tensor never read": ("open_clip", _tensor_never_read, "'logit_scale' has reach 'leaf', but"),
-    "owner that is the block": ("vit", _owner_is_the_block, "its owner 'blocks.0' is the block itself"),
+    "recomputed without hooks": ("vit", _recomputed_without_hooks, "with gradient checkpointing"),
     "coupled to nothing": ("vit", _coupled_to_nothing, "coupled to 'blocks.0.mlp.fc3', which does not exist"),
     "always trained without leaf": ("vit", _always_trained_without_leaf, "its reach must have 'leaf'"),
     "layout with too many tokens": ("vit", _layout_with_too_many_tokens, "no sequence of 17 fixed tokens"),

@@ -40,13 +40,13 @@ class TapEveryBlock(Method):
     [
         ("lora", "vit"),  # one fused call with two pairs
         ("lora_fused", "vit"),  # one pair: as many arguments as torch.compile must not mistake for a missing context
-        ("lora", "stable_diffusion"),  # called linears without a bias
+        pytest.param("lora", "stable_diffusion", marks=pytest.mark.nightly),  # called linears without a bias
         ("adaptformer", "mmdit"),  # a branch to one item of what a block returns
-        ("lora", "open_clip"),  # a low-rank update computed in the weight
+        pytest.param("lora", "open_clip", marks=pytest.mark.nightly),  # a low-rank update computed in the weight
         ("ssf_linears", "open_clip"),  # a computed weight and bias, and modules applied at ports
         ("adaptformer", "vit"),  # a branch from port to port
         ("vpt_deep", "vit"),  # fresh prompts
-        ("vpt_shallow", "vit"),  # prompts that survive
+        pytest.param("vpt_shallow", "vit", marks=pytest.mark.nightly),  # prompts that survive
         ("bitfit", "vit"),  # trained leaves
         ("compose", "vit"),  # three at once
     ],

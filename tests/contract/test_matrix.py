@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from contract.cases import registry
+from plain_backbone import PlainBackbone
 from tiny_backbones import TinyUNet, TinyViT
 
 from peft_modal.anatomy import Backbone
@@ -27,7 +28,7 @@ class OfferedUNet(TinyUNet):
         return cls()
 
 
-class WithoutTiny(TinyViT):
+class WithoutTiny(PlainBackbone):
     pass
 
 

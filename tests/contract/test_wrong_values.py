@@ -24,6 +24,9 @@ CLIP = [
 ]  # fmt: skip
 AUTOENCODER = ["backbone=autoencoder", "method=bitfit", "head=identity", "data=drawn"]
 DIFFUSION = ["backbone=stable_diffusion", "backbone.weights=random", "backbone.architecture=toy", *AUTOENCODER[1:]]
+VISION = ["method=bitfit", "head=linear", "data=patterns"]
+SWIN = '{"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]}'
+CONVNEXT = '{"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}'
 NEEDS = {
     "clip.open_clip": [*CLIP[1:], "task=contrastive"],
     "clip.contrastive": CLIP,
@@ -32,6 +35,14 @@ NEEDS = {
     "diffusion.drawn": [*AUTOENCODER[:-1], "task=autoencoding"],
     "diffusion.stable_diffusion": [*DIFFUSION[1:], "task=text_to_image"],
     "diffusion.text_to_image": DIFFUSION,
+    "vision.vit": ["backbone.weights=random", *VISION],
+    "vision.swin": ["backbone.weights=random", "backbone.model=custom", f"backbone.sizes={SWIN}", *VISION],
+    "vision.convnext": ["backbone.weights=random", "backbone.model=custom", f"backbone.sizes={CONVNEXT}", *VISION],
+    "vision.patterns": ["backbone=vit", "backbone.weights=random", *VISION[:-1]],
+    "vision.folder": ["backbone=vit", "backbone.weights=random", *VISION[:-1], "data.root=good"],
+    "vision.vtab": ["data.root=good", "data.task=dtd"],
+    "vision.fgvc": ["data.root=good", "data.dataset=nabirds"],
+    "vision.fewshot": ["data.root=good", "data.dataset=food101"],
     "pointcloud.folder": ["data.root=good"],
     "pointcloud.masked_autoencoding": ["head=masked_decoder", "head.num_heads=3", "head.group_size=4"],
     "pointcloud.masked_decoder": ["head.num_heads=3", "head.group_size=4"],

@@ -84,6 +84,33 @@ def test_a_sequential_branch_replaces_the_tensor(weight: float) -> None:
     check(backbone, module, block_of)
 
 
+class Joined(nn.Module):
+    """f(stream + branch) - 2 branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = small_mlp()
+
+    def forward(self, stream: Tensor, branch: Tensor) -> Tensor:
+        return self.f(stream + branch) - 2 * branch
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25, 0.0])
+def test_a_joining_branch_replaces_a_tensor_by_what_it_makes_of_two(weight: float) -> None:
+    backbone, module = stream_backbone(layout=LAYOUT), Joined()
+    adapter = attach(
+        backbone, lambda a: a.branch(port(backbone, "block.in"), port(backbone, "mlp.out"), module, mode="join")
+    )
+    adapter.weight = weight
+
+    def block_of(i: int, block: AttentionBlock, x: Tensor) -> Tensor:
+        middle = x + attention(block, x)
+        m = block.mlp(block.norm2(middle))
+        return middle + ((1 - weight) * m + weight * module(x, m) if i == 1 else m)
+
+    check(backbone, module, block_of)
+
+
 def test_branches_at_one_port_act_in_order_of_attachment() -> None:
     backbone, first, second = stream_backbone(layout=LAYOUT), small_mlp(1), small_mlp(2)
     at = port(backbone, "mlp.out")

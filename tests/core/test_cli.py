@@ -1,6 +1,7 @@
 """The command line: light, and one sentence for every mistake."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -306,3 +307,20 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     )  # fmt: skip
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_what_the_package_warns_of_is_said_once_and_only_during_a_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("peft_modal.data.cache")
+
+    def warn(_: list[str]) -> int:
+        logger.warning("cache file '%s' cannot be read: it is made again", "a")
+        return 0
+
+    monkeypatch.setattr(main_module, "_dispatch", warn)
+
+    assert main(["list"]) == 0
+    assert capsys.readouterr().err == "warning: cache file 'a' cannot be read: it is made again\n"
+    warn([])
+    assert capsys.readouterr().err == ""

@@ -161,7 +161,7 @@ def test_a_leaf_above_a_computed_packed_weight_is_noticed() -> None:
     ("method", "reason"),
     [
         (VPT(num_tokens=2), "prompts in 3 blocks has no equivalent in plain weights"),
-        (AdaptFormer(), r"a branch from 'blocks\.0\.mlp\.norm\.in' to 'blocks\.0\.block\.out' has no equivalent"),
+        (AdaptFormer(), r"a branch from 'blocks\.0\.mlp\.norm\.in' to 'blocks\.0\.mlp\.branch' has no equivalent"),
         (Compose(methods=[LoRA(), VPT(num_tokens=2)]), "prompts in 3 blocks has no equivalent"),
     ],
     ids=["prompts", "branch", "composed"],

@@ -217,7 +217,7 @@ def test_adaptformer_reads_the_stream_before_the_norm_and_adds_at_the_blocks_end
 
     def change(i: int, block: nn.Module, h: Tensor) -> Tensor:
         h = h + block.attn(block.norm1(h))
-        branch = adapter.adapter.get_submodule(f"blocks.{i}.block.out")
+        branch = adapter.adapter.get_submodule(f"blocks.{i}.mlp.branch")
         parallel = 0.1 * branch.up(functional.relu(branch.down(h)))
         return h + block.mlp(block.norm2(h)) + parallel
 
@@ -254,7 +254,7 @@ def test_ssf_scales_and_shifts_behind_every_operation() -> None:
         return y * part.scale.view(shape) + part.shift.view(shape)
 
     patches = affine("patch_embed.proj", net.patch_embed.proj(x), 1)
-    h = net._pos_embed(patches.flatten(2).transpose(1, 2))
+    h = net._pos_embed(patches.permute(0, 2, 3, 1))
     for i, block in enumerate(net.blocks):
         path = f"blocks.{i}"
         q, k, v = affine(f"{path}.attn.qkv", block.attn.qkv(affine(f"{path}.norm1", block.norm1(h)))).chunk(3, -1)

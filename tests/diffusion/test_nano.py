@@ -88,7 +88,7 @@ def test_single_objects_have_the_colour_they_are_asked_for(objects: Tensor) -> N
 
 
 # Trains the judge.
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_single_objects_have_the_shape_they_are_asked_for(objects: Tensor) -> None:
     judge = train_shape_judge(steps=400)
     assert judge_accuracy(judge) >= 0.95

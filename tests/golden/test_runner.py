@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -29,7 +30,12 @@ def test_every_runner_has_a_committed_case() -> None:
 @pytest.mark.parametrize("prefix", ["out.", "grad", "param."])
 def test_a_changed_tensor_fails(spoilt: Path, prefix: str) -> None:
     tensors = load_file(spoilt / "case.safetensors")
-    name = next(n for n in sorted(tensors) if n.startswith(prefix) and tensors[n].is_floating_point())
+    names = [n for n in sorted(tensors) if n.startswith(prefix) and tensors[n].is_floating_point()]
+    # Attention takes no notice of a shift of all keys.
+    names = [n for n in names if prefix != "param." or not re.search(r"attn\.k\.(sparse\.)?bias", n)]
+    if not names:
+        pytest.skip(f"the case has no {prefix}")
+    name = names[0]
     tensors[name].flatten()[0] += 1.0
     save_file(tensors, spoilt / "case.safetensors")
     with pytest.raises(AssertionError, match=name if prefix != "param." else "differs by"):
@@ -41,7 +47,8 @@ def test_every_single_result_counts(spoilt: Path) -> None:
     tensors = load_file(spoilt / "case.safetensors")
     results = [name for name in tensors if is_result(name)]
     for name in results:
-        tensors[name].flatten()[-1] += 1
+        # More than the note of a case may allow of a count.
+        tensors[name].flatten()[-1] += 2
     save_file(tensors, spoilt / "case.safetensors")
     with pytest.raises(AssertionError) as caught:
         run_case(spoilt)
@@ -71,10 +78,11 @@ def test_an_input_that_nobody_uses_is_noticed(spoilt: Path) -> None:
 
 def test_a_parameter_that_is_left_out_is_noticed(spoilt: Path) -> None:
     tensors = load_file(spoilt / "case.safetensors")
-    name = next(
-        n for n in sorted(tensors) if n.startswith("param.") and n.endswith(("bias", "prompts", "lora_a.weight"))
-    )
-    del tensors[name]
+    names = [n for n in sorted(tensors) if n.startswith("param.")]
+    if not names:
+        pytest.skip("the case has no parameter")
+    endings = ("bias", "prompts", "lora_a.weight")
+    del tensors[next((n for n in names if n.endswith(endings)), names[0])]
     save_file(tensors, spoilt / "case.safetensors")
     with pytest.raises(AssertionError, match="has no"):
         run_case(spoilt)
@@ -101,6 +109,11 @@ def test_a_setting_that_nobody_reads_is_noticed(spoilt: Path) -> None:
         ("lora-qkv", "targets", ["q", "out"]),
         ("vpt-deep", "pool", "sum"),
         ("ssf", "mode", "predict"),
+        ("mosa", "shared", "both"),
+        ("mosa", "style", "houlsby"),
+        ("mosa", "split", "blocks"),
+        ("mosa", "activation", "tanh"),
+        ("mosa", "adapter_norm_eps", 1e-5),
     ],
 )
 def test_an_unknown_setting_fails(tmp_path: Path, name: str, setting: str, value: object) -> None:

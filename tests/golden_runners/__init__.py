@@ -13,10 +13,14 @@ import pytest
 
 from golden_runners import (
     block_adapters,
+    expert_mixture,
+    kernels,
     magnitude_selection,
     point_network,
     point_pretraining,
     prompt_generator,
+    sensitivity_allocation,
+    single_weight,
     vision_transformer,
 )
 from golden_runners.golden_case import GoldenCase
@@ -34,6 +38,22 @@ RUNNERS: dict[str, Callable[[GoldenCase], None]] = {
     "adaptformer-bench": block_adapters.adaptformer,
     "adapter-pfeiffer": block_adapters.pfeiffer,
     "lora-qkv": block_adapters.lora,
+    "bi-adaptformer": block_adapters.bi_adaptformer,
+    "bi-lora": block_adapters.bi_lora,
+    "bi-quantizer": single_weight.quantiser,
+    "spt-allocation": sensitivity_allocation.allocation,
+    "spt-lora-block": sensitivity_allocation.block,
+    "spt-adapter-block": sensitivity_allocation.block,
+    "mosa": expert_mixture.mosa,
+    "snell": kernels.update,
+    "snell-dense": kernels.update,
+    "snella": kernels.update,
+    "snella-allocator": kernels.allocator,
+    "loca": single_weight.cosine_spectrum,
+    "convpass": block_adapters.convpass,
+    "repadapter": block_adapters.repadapter,
+    "fact-tt": block_adapters.fact,
+    "fact-tk": block_adapters.fact,
     "sara": magnitude_selection.sara,
 }
 

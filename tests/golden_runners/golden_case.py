@@ -127,6 +127,34 @@ class GoldenCase:
         if difference:
             self._differences.append(f"{name}: {difference}")
 
+    def compare_loosely(self, name: str, ours: Tensor, slack: Tensor) -> None:
+        """Compare element by element with `slack` beside the tolerance; what is not a number must be none in both."""
+        if name not in self.tensors:
+            return
+        self._compared.add(name)
+        theirs = self.tensors[name]
+        if ours.shape != theirs.shape:
+            self._differences.append(f"{name}: shape {tuple(ours.shape)}, expected {tuple(theirs.shape)}")
+            return
+        ours, theirs = ours.double(), theirs.double()
+        is_number = ~theirs.isnan()
+        rtol, atol = self._tolerance(name)
+        distance = (ours - theirs).abs()
+        if not torch.equal(~ours.isnan(), is_number) or bool(
+            (distance > slack + atol + rtol * theirs.abs())[is_number].any()
+        ):
+            self._differences.append(f"{name}: differs by {float(distance[is_number].max()):.3g}, element by element")
+
+    def report(self, difference: str) -> None:
+        """Fail in the end, with whatever else differs."""
+        self._differences.append(difference)
+
+    def note(self, name: str, default: float) -> float:
+        """A number of the tolerance's note."""
+        note = self.json["tolerance"].get("note")
+        found = json.loads(note) if isinstance(note, str) and note.lstrip().startswith("{") else note
+        return float(found.get(name, default)) if isinstance(found, dict) else default
+
     def compare_gradient(self, name: str, ours: Tensor | None, *, prefix: str = "grad", sums: str = "gradsum") -> None:
         """Compare a gradient, whole or as the sums over either axis that large ones are stored as."""
         self.compare(f"{prefix}.{name}", ours)

@@ -1,4 +1,4 @@
-"""Backbones around one bare timm module: a block, or an attention alone; tokens in, tokens out."""
+"""Backbones around bare timm modules: blocks, or an attention alone; tokens in, tokens out."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from timm.models.vision_transformer import Attention, Block
-from tiny_backbones import timm_block
 from torch import Tensor, nn
 from typing_extensions import override
 
-from peft_modal.anatomy import AnatomyBuilder, Backbone, Context, Features
+from peft_modal.anatomy import AnatomyBuilder, Backbone, Context, Features, Segment, TokenLayout
+from peft_modal_vision.anatomy import describe_block
 
 
 class TokenBackbone(Backbone):
@@ -35,20 +35,45 @@ class TokenBackbone(Backbone):
         return {"tokens": torch.zeros(batch_size, 5, self.width)}
 
 
-class OneBlock(TokenBackbone):
-    """One block of a ViT; its tensors are called `blocks.0.*`."""
+class BareBlocks(TokenBackbone):
+    """Blocks of a ViT without a final norm; their tensors are called `blocks.0.*` and so on."""
 
     def __init__(
-        self, *, width: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, norm_eps: float, drop_path: float = 0.0
+        self,
+        *,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        norm_eps: float,
+        drop_path: float = 0.0,
+        depth: int = 1,
+        prefix_tokens: int | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> None:
         norm_layer = functools.partial(nn.LayerNorm, eps=norm_eps)
-        block = Block(width, num_heads, mlp_ratio, qkv_bias=qkv_bias, norm_layer=norm_layer, drop_path=drop_path)
+        blocks = [
+            Block(width, num_heads, mlp_ratio, qkv_bias=qkv_bias, norm_layer=norm_layer, drop_path=drop_path)
+            for _ in range(depth)
+        ]
         network = nn.Sequential()
-        network.add_module("blocks", nn.Sequential(block))
+        network.add_module("blocks", nn.Sequential(*blocks))
         b = AnatomyBuilder(network)
-        timm_block(b, 0, width=width, heads=num_heads)
+        for index, block in enumerate(blocks):
+            describe_block(b, index, block, width=width)
         self.width = width
-        super().__init__(network, b.build(layouts={}))
+        self.grid = grid
+        layouts = {}
+        if prefix_tokens is not None:
+            segments = (Segment("cls", prefix_tokens), Segment("patches", None))
+            layouts = {"blocks": TokenLayout(segments=segments, body="grid", prompt_index=prefix_tokens)}
+        super().__init__(network, b.build(layouts=layouts))
+
+    @override
+    def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
+        if self.grid is not None:
+            context.put("grid", self.grid)
+        return super().extract(batch, context)
 
 
 class OneAttention(TokenBackbone):

@@ -124,7 +124,7 @@ def test_a_method_may_draw_from_a_generator_of_its_own() -> None:
         adapter.add("extra", linear)  # type: ignore[attr-defined]
 
     with on_meta():
-        adapter = Built(build).attach(BACKBONES["vit"]())
+        adapter = Built(build).attach(_make("vit"))
     assert adapter.counts()["adapter"] == 20
     assert all(p.is_meta for p in adapter.parameters())
 

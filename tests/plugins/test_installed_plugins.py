@@ -110,7 +110,9 @@ def test_a_run_by_the_name_of_its_configuration(example: Environment) -> None:
 @pytest.mark.slow
 def test_our_own_contract_suite_takes_its_backbone_and_method_in(example: Environment) -> None:
     suite = EXAMPLE.parents[1] / "tests" / "contract"
-    selected = "patch_transformer and (conv_adapter or lora-patch or vpt_deep or compose-patch or anatomy)"
+    selected = (
+        "patch_transformer and (conv_adapter or lora-patch and not bi_lora or vpt_deep or compose-patch or anatomy)"
+    )
     result = example.run(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selected, f"--rootdir={EXAMPLE.parents[1]}",
         str(suite / "test_contracts.py"), str(suite / "test_anatomies.py"), cwd=EXAMPLE.parents[1],

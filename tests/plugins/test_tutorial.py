@@ -15,7 +15,7 @@ TUTORIAL = REPOSITORY / "docs" / "tutorial_plugin.md"
 
 
 # A dozen processes that import torch, one after the other.
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1800)
 def test_the_tutorial_runs_as_printed(tmp_path: Path, make_environment: Callable[..., Environment]) -> None:
     blocks = re.findall(r"^```bash\n(.*?)^```$", TUTORIAL.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)

@@ -5,6 +5,7 @@ import pytest
 from peft_modal.errors import MissingExtraError, RegistryError
 from peft_modal.inspection.places import TrainedPlace, TrainedTensor
 from peft_modal.registry import Plugin, Registry
+from peft_modal.report import Chart
 from peft_modal.running.parameters import parameters_section
 from peft_modal.running.report import read_curves
 
@@ -55,6 +56,33 @@ def test_trained_parameters_are_counted_by_part_and_by_site():
     named = "down 2\N{MULTIPLICATION SIGN}24"
     assert section.blocks[1].rows == (("blocks.0.attn.q, blocks.1.attn.q", "attn.q", named, 48, 48 / 193),)
     assert section.blocks[4].rows == (("scratch", "scratch scalar", 1, 1 / 193),)
+
+
+def test_where_the_parameters_lie_is_drawn_over_the_blocks():
+    def place(role, block, count, group="adapter"):
+        return TrainedPlace(
+            group, "blocks", (block,), role, (f"blocks.{block}.{role}",), (TrainedTensor("a.b", (count,), count),)
+        )
+
+    shared = TrainedPlace("adapter", "blocks", (0, 1), "mlp", ("a", "b"), (TrainedTensor("a.c", (7,), 7),))
+    places = [place("attn.q", 0, 40), place("attn.q", 0, 2), place("attn.q", 2, 5), place("norm", 1, 9, "backbone")]
+    chosen = {"blocks.0.attn.q": 3, "blocks.2.attn.q": 11}
+
+    section = parameters_section([*places, shared], total=1000, chosen=chosen)
+    trained, entries = (block for block in section.blocks if isinstance(block, Chart))
+
+    assert trained.data["rows"] == ["attn.q", "norm"]
+    assert trained.data["columns"] == ["0", "1", "2"]
+    assert trained.data["counts"] == [[42, None, 5], [None, 9, None]]
+    assert entries.data["counts"] == [[3, None, 11]]
+    without = parameters_section(places, total=1000)
+    assert sum(isinstance(block, Chart) for block in without.blocks) == 1
+
+
+def test_one_block_is_no_chart():
+    tensor = TrainedTensor("a.b", (3,), 3)
+    places = [TrainedPlace("adapter", "blocks", (1,), "attn.q", ("blocks.1.attn.q",), (tensor,))]
+    assert not any(isinstance(block, Chart) for block in parameters_section(places, total=10).blocks)
 
 
 def test_where_nothing_is_trained_there_is_no_section():

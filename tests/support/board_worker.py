@@ -1,6 +1,7 @@
-"""A worker of a comparison whose runs only take a moment: `board_worker.py URL STUDY PLAN OUT SECONDS`.
+"""A worker of a comparison whose runs only take a moment: `board_worker.py URL STUDY PLAN OUT SECONDS WORKERS`.
 
-Every run that it makes adds one line to OUT/made.txt when it starts and one when it ends.
+Every run that it makes adds one line to OUT/made.txt when it starts and one when it ends. The first run of each of
+WORKERS workers lasts until all of them have one, so that they share the plan however late a busy machine starts one.
 """
 
 import json
@@ -21,12 +22,19 @@ def note(out, text):
     os.close(handle)
 
 
-def main(url, study, plan_file, out, seconds):
+def meet(out, workers):
+    (out / f"worker-{os.getpid()}").touch()
+    while len(list(out.glob("worker-*"))) < workers:
+        time.sleep(0.01)
+
+
+def main(url, study, plan_file, out, seconds, workers):
     plan = Plan.from_dict(json.loads(Path(plan_file).read_text()))
     out = Path(out)
 
     def execute(run, tick):
         note(out, f"start {run.key} {os.getpid()}")
+        meet(out, int(workers))
         time.sleep(float(seconds))
         tick()
         note(out, f"end {run.key} {os.getpid()}")

@@ -23,8 +23,8 @@ def board_of(url, plan, worker="me", **arguments):
     return board
 
 
-def start(url, plan_file, out, seconds=0.05):
-    command = [sys.executable, str(WORKER), url, "study", str(plan_file), str(out), str(seconds)]
+def start(url, plan_file, out, seconds=0.05, workers=1):
+    command = [sys.executable, str(WORKER), url, "study", str(plan_file), str(out), str(seconds), str(workers)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
@@ -52,7 +52,7 @@ def write_plan(tmp_path, plan):
 def assert_shared(url, tmp_path, plan, count):
     """Several workers that start together make every run of the plan exactly once."""
     path = write_plan(tmp_path, plan)
-    workers = [start(url, path, tmp_path) for _ in range(count)]
+    workers = [start(url, path, tmp_path, workers=count) for _ in range(count)]
     errors = [worker.communicate(timeout=300)[1] for worker in workers]
 
     assert [worker.returncode for worker in workers] == [0] * count, errors

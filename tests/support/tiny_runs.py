@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from lightning.pytorch.callbacks import Callback
 
 from peft_modal.files import load_adapter
 
@@ -25,6 +27,15 @@ def write_clouds(root: Path, counts: dict[str, int] | None = None) -> None:
         for i in range(count):
             points = np.random.default_rng(100 * label + i).normal(size=(48, 3)) * (1, 1, 1 + label)
             np.save(root / name / f"{i}.npy", points.astype(np.float32))
+
+
+class InterruptInEpoch(Callback):
+    """Ctrl-C before the second batch of the third epoch; with accumulated gradients that is within a step."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        del pl_module, batch
+        if trainer.current_epoch == 2 and batch_idx == 1:
+            raise KeyboardInterrupt
 
 
 def metrics_of(folder: str | Path) -> dict[str, float]:

@@ -15,6 +15,8 @@ from peft_modal_timeseries.heads import AttentivePooling
 
 REGISTRY = default_registry()
 METHODS = sorted(entry.name for entry in REGISTRY.entries("method") if entry.modality in {"", "timeseries"})
+REFUSED = {"convpass": "none of its blocks works on a grid of patches"}
+"""Methods that cannot work on a series, with what they say."""
 QUICK = [name for name in CONTRACTS if name != "compile"]
 
 
@@ -32,6 +34,10 @@ def test_every_method_keeps_every_contract(name, contract):
     methods = example_methods(REGISTRY, modality="timeseries")
     if name not in methods:
         pytest.skip("its optional packages are not installed")
+    if name in REFUSED:
+        with pytest.raises(AttachError, match=REFUSED[name]):
+            methods[name].attach(PatchTransformerBackbone.tiny())
+        return
     CONTRACTS[contract](PatchTransformerBackbone.tiny, methods[name])
 
 

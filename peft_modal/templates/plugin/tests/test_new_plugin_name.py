@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft_modal.cli.main import main
-from peft_modal.errors import DataError
+from peft_modal.errors import AttachError, DataError
 from peft_modal.registry import default_registry
 from peft_modal.testing import assert_anatomy, example_methods, run_contract
 
@@ -19,6 +19,8 @@ METHODS = sorted(
     for entry in default_registry().entries("method")
     if entry.modality in {"", MODALITY}
 )
+REFUSED = {"convpass": "none of its blocks works on a grid of patches"}
+"""Methods that cannot work on a sequence, with what they say."""
 
 
 def write_folder(root):
@@ -45,6 +47,11 @@ def test_every_method_keeps_its_contracts(name):
     methods = example_methods(default_registry(), modality=MODALITY)
     if name not in methods:
         pytest.skip("its optional packages are not installed")
+
+    if name in REFUSED:
+        with pytest.raises(AttachError, match=REFUSED[name]):
+            methods[name].attach(Encoder.tiny())
+        return
 
     results = run_contract(Encoder.tiny, methods[name], leave_out=["compile"])
 

@@ -1,0 +1,80 @@
+"""What papers say of two methods, and whether a comparison here says the same."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from peft_modal.comparison.table import Row
+
+Verdict = Literal["yes", "no", "open", ""]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One method above another."""
+
+    better: str
+    """Regular expression of a method as `compare` names it."""
+    worse: str
+    figures: str
+    """The paper's, of both, and what they are of."""
+
+
+_VTAB: Final = "VTAB-1k"
+CLAIMS: Final = (
+    Claim("full", "linear_probe", f"69.0 over 57.6, {_VTAB}"),
+    Claim("lora", "full", f"74.6 over 69.0, {_VTAB}"),
+    Claim("vpt", "full", f"72.0 over 69.0, {_VTAB}"),
+    Claim("adaptformer", "vpt", f"74.8 over 72.0, {_VTAB}"),
+    Claim("ssf", "lora", f"75.7 over 74.6, {_VTAB}"),
+    Claim("convpass", "lora", f"76.6 over 74.6, {_VTAB}"),
+    Claim("repadapter", "adaptformer", f"76.1 over 74.8, {_VTAB}"),
+    Claim(r"fact\(form=tt\)", "lora", f"75.6 over 74.6, {_VTAB}"),
+    Claim(r"spt\(budget.*", "lora", f"76.4 over 74.9, {_VTAB}"),
+    Claim(r"spt\(form=adapter.*", "adaptformer", f"76.4 over 74.8, {_VTAB}"),
+    Claim("snell", "lora", f"76.7 over 74.9, {_VTAB}"),
+    Claim("snella", r"spt\(budget.*", "91.9 over 90.1, FGVC"),
+    Claim("bi_adaptformer", "vpt", f"77.0 over 72.0, {_VTAB}"),
+    Claim("mosa", "adaptformer", "89.9 over 88.5, FGVC"),
+)
+"""Of a ViT-B/16 pre-trained on ImageNet-21k; means of VTAB-1k are those over its three groups."""
+
+
+def find(table: Sequence[Row], method: str) -> Row | None:
+    """The first row whose method is meant, with whatever arguments."""
+    return next((row for row in table if re.fullmatch(rf"{method}(\(.*\))?", row.method)), None)
+
+
+def verdict(better: Row | None, worse: Row | None) -> tuple[Verdict, float]:
+    """Whether the difference of two means has the claimed sign, and the difference.
+
+    It is `open` within one standard deviation of a difference of single runs; empty where a row has no figure yet.
+    """
+    if better is None or worse is None or better.mean is None or worse.mean is None:
+        return "", 0.0
+    difference = better.mean - worse.mean
+    spread = math.hypot(better.deviation or 0.0, worse.deviation or 0.0)
+    if abs(difference) <= spread:
+        return "open", difference
+    return ("yes" if difference > 0 else "no"), difference
+
+
+def claims_table(tables: Mapping[str, Sequence[Row]]) -> str:
+    """A line per claim, a column per comparison: the difference in points, and whether the claim holds."""
+    lines = [
+        "| the papers: a method above another | their figures | " + " | ".join(tables) + " |",
+        "|---|---|" + "---|" * len(tables),
+    ]
+    for claim in CLAIMS:
+        cells, names = [], [claim.better, claim.worse]
+        for table in tables.values():
+            pair = [find(table, method) for method in (claim.better, claim.worse)]
+            names = [row.method if row else name for row, name in zip(pair, names, strict=True)]
+            found, difference = verdict(*pair)
+            cells.append(f"{found}, {100 * difference:+.1f}" if found else "")
+        lines.append(f"| {names[0]} above {names[1]} | {claim.figures} | {' | '.join(cells)} |")
+    return "\n".join(lines)

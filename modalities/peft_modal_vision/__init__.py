@@ -1,0 +1,1 @@
+"""The vision modality: timm's ViT, Swin and ConvNeXt, pictures of classes and scenes with masks."""

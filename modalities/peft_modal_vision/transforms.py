@@ -1,0 +1,107 @@
+"""From a picture of any size to the square that a network reads, and what changes it at random while training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
+
+Resize = Literal["square", "crop"]
+Augmentation = Literal["flip", "crop", "resized_crop", "colour", "erase", "mixup", "cutmix"]
+Normalize = Literal["half", "imagenet", "none"]
+NORMS: Final[Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]] = MappingProxyType(
+    {
+        "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    }
+)
+"""Mean and deviation of each channel, of pictures in 0..1."""
+CROP_RATIO: Final = 256 / 224
+"""The shorter side before a crop over the crop's side."""
+_BICUBIC: Final = InterpolationMode.BICUBIC
+
+
+def normalized(images: Tensor, normalize: str) -> dict[str, Tensor]:
+    """`image`, `mean` and `deviation` of a batch of pictures (B, 3, S, S) in 0..1."""
+    mean, deviation = (torch.tensor(values) for values in NORMS[normalize])
+    image = (images - mean[:, None, None]) / deviation[:, None, None]
+    count = len(images)
+    return {"image": image, "mean": mean.expand(count, 3), "deviation": deviation.expand(count, 3)}
+
+
+def evaluation_view(image: Image.Image, side: int, resize: Resize) -> Tensor:
+    """The square (3, S, S) in 0..1 of an RGB picture.
+
+    Args:
+        image: The picture.
+        side: S.
+        resize: `square` ignores the ratio of its sides, as VTAB-1k does; `crop` makes the shorter side 256/224 of S and
+            cuts S out of the middle, as FGVC does.
+    """
+    if resize == "square":
+        image = functional.resize(image, [side, side], interpolation=_BICUBIC)
+    else:
+        image = functional.resize(image, [round(side * CROP_RATIO)], interpolation=_BICUBIC)
+        image = functional.center_crop(image, [side, side])
+    return _tensor(image)
+
+
+class TrainingView:
+    """The square of a training picture, changed at random.
+
+    Args:
+        side: S.
+        resize: See `evaluation_view`.
+        augment: `flip` mirrors half of them; `crop` cuts S anywhere out of what `crop` resizes to; `resized_crop` takes
+            8 to 100 % of the area at a ratio of 3/4 to 4/3; `colour` jitters brightness, contrast and saturation by
+            0.4; `erase` fills a rectangle of a quarter of them with noise. `mixup` and `cutmix` concern batches; see
+            `mixed`.
+    """
+
+    def __init__(self, side: int, resize: Resize, augment: Sequence[Augmentation]) -> None:
+        self.side = side
+        self.resize: Resize = resize
+        chosen: list[Any] = []
+        if "resized_crop" in augment:
+            chosen.append(v2.RandomResizedCrop([side, side], interpolation=_BICUBIC))
+        elif "crop" in augment:
+            chosen += [
+                v2.Resize([round(side * CROP_RATIO)], interpolation=_BICUBIC),
+                v2.RandomCrop([side, side], pad_if_needed=True),
+            ]
+        self.is_cut = bool(chosen)
+        if "flip" in augment:
+            chosen.append(v2.RandomHorizontalFlip())
+        if "colour" in augment:
+            chosen.append(v2.ColorJitter(0.4, 0.4, 0.4))
+        self.on_picture = v2.Compose(chosen) if chosen else None
+        self.on_tensor = v2.RandomErasing(p=0.25, value="random") if "erase" in augment else None
+
+    def __call__(self, image: Image.Image, generator: Generator) -> Tensor:
+        """The square (3, S, S) in 0..1; all random numbers follow from `generator`."""
+        # torchvision draws from the global numbers.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            if not self.is_cut:
+                side = [self.side, self.side]
+                if self.resize == "crop":
+                    image = functional.resize(image, [round(self.side * CROP_RATIO)], interpolation=_BICUBIC)
+                    image = functional.center_crop(image, side)
+                else:
+                    image = functional.resize(image, side, interpolation=_BICUBIC)
+            if self.on_picture is not None:
+                image = self.on_picture(image)
+            pixels = _tensor(image)
+            return pixels if self.on_tensor is None else self.on_tensor(pixels).clamp(0, 1)
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    pixels: Tensor = functional.to_dtype(functional.to_image(image), torch.float32, scale=True)
+    return pixels.as_subclass(Tensor)
