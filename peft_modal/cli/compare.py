@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 from peft_modal.cli.options import Options
 from peft_modal.cli.output import write, write_json
 from peft_modal.comparison.cost import ROUNDS
+from peft_modal.comparison.fork_server import ForkServer
 from peft_modal.comparison.items import parse_grid, parse_methods, parse_seeds
 from peft_modal.comparison.liveness import Badge
 from peft_modal.comparison.manifest import Manifest, read_manifest, write_manifest
 from peft_modal.comparison.plan import COST, Plan, Progress, make_plan
+from peft_modal.comparison.process import run_child
 from peft_modal.comparison.storage import Board
 from peft_modal.comparison.table import comma_separated, markdown, rows
 from peft_modal.comparison.worker import Executor, failures, measured, require_all, work
@@ -119,8 +122,20 @@ def _take_part(options: Options, plan: Plan, board: Board, out: Path) -> Manifes
     def publish_table(progress: Mapping[str, Progress]) -> None:
         publish(out, manifest_of(progress), complete=False)
 
-    executor = Executor(plan, out, tick_s=board.heartbeat)
-    return manifest_of(work(plan, board, executor, publish=publish_table))
+    with _runner(plan) as run:
+        executor = Executor(plan, out, tick_s=board.heartbeat, run=run)
+        return manifest_of(work(plan, board, executor, publish=publish_table))
+
+
+@contextmanager
+def _runner(plan: Plan) -> Iterator[Callable[..., None]]:
+    import torch
+
+    if torch.accelerator.is_available():
+        yield run_child  # a GPU that was looked at before a fork cannot be used after it
+        return
+    with ForkServer(plan.modules) as server:
+        yield server.run
 
 
 def _command(options: Options) -> str:

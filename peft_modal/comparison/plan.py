@@ -95,6 +95,12 @@ class Plan:
         assert node is not None
         return self._config(node, lr=self.lrs[0] if self.lrs else None, seed=self.seeds[0])
 
+    @property
+    def modules(self) -> list[str]:
+        """What every run imports."""
+        first = compose(self.run_config(self.grid(next(iter(self.methods)))[0]))
+        return ["peft_modal.running.fit", *sorted({node.cls.__module__ for node in first.nodes.values()})]
+
     def training(self, label: str, lr: float | None, seed: int) -> Run:
         """A training by what distinguishes it."""
         rate = "" if lr is None else f"/lr{lr:g}"

@@ -50,6 +50,20 @@ def run_child(arguments: Sequence[str], *, log: Path, tick_s: float, tick: Calla
         finally:
             assert child.stdin is not None
             child.stdin.close()
+    require_success(code, log, started_at)
+
+
+def require_success(code: int, log: Path, started_at: int) -> None:
+    """Raise unless a child ended with 0.
+
+    Args:
+        code: Its exit code; negative when a signal ended it.
+        log: File that holds its output.
+        started_at: Byte where its output begins.
+
+    Raises:
+        TrainingError: The sentence that it ended with.
+    """
     if code:
         raise TrainingError(_sentence(code, log, started_at))
 

@@ -35,10 +35,11 @@ class Executor:
         plan: What the runs are of.
         out: The comparison's folder; runs lie below it.
         tick_s: Seconds between signs of life.
+        run: Makes a training's process, as `run_child` does.
     """
 
-    def __init__(self, plan: Plan, out: Path, *, tick_s: float) -> None:
-        self._plan, self._out, self._tick_s = plan, out, tick_s
+    def __init__(self, plan: Plan, out: Path, *, tick_s: float, run: Callable[..., None] = run_child) -> None:
+        self._plan, self._out, self._tick_s, self._run = plan, out, tick_s, run
 
     def __call__(self, run: Run, tick: Callable[[], None]) -> dict[str, Any]:
         """Figures of a run, made now or finished earlier."""
@@ -52,7 +53,7 @@ class Executor:
         else:
             write_text(folder.config, compose(config).to_yaml())
             command = ["fit", "--config", str(folder.config), "--out", str(folder.root), "--json"]
-            run_child(command, log=folder.root / "log.txt", tick_s=self._tick_s, tick=tick)
+            self._run(command, log=folder.root / "log.txt", tick_s=self._tick_s, tick=tick)
         figures: dict[str, Any] = json.loads(folder.metrics.read_text(encoding="utf-8"))
         value = figures.get(f"val/{self._plan.metric}")
         if len(self._plan.lrs) > 1 and value is None:
