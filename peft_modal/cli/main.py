@@ -64,7 +64,7 @@ class _Spoken(logging.Handler):
     """Says what the package warns of like errors, without their exit code."""
 
     # Without `@override`, since `doctor` has to start where typing_extensions is missing.
-    def emit(self, record: logging.LogRecord) -> None:  # type: ignore[explicit-override]
+    def emit(self, record: logging.LogRecord) -> None:
         _complain(f"warning: {record.getMessage()}")
 
 

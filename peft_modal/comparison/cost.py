@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -74,14 +75,14 @@ def measure(
     if reference is not None:
         report("full fine-tuning, to compare to")
         try:
-            base = bench.config("reference", reference)
+            base = bench.config(reference)
             base_peak = bench.run("peak", base)["peak_mb"]
         except TrainingError as error:
             base, failure = None, f"full fine-tuning: {error}"
     costs: dict[str, StepCost] = {}
-    for index, (name, composed) in enumerate(configs.items()):
+    for name, composed in configs.items():
         report(name)
-        path = bench.config(str(index), composed)
+        path = bench.config(composed)
         try:
             times = bench.run("pair", base or path, path, str(rounds))
             peak = bench.run("peak", path)["peak_mb"]
@@ -106,9 +107,10 @@ class _Bench:
     tick_s: float
     tick: Callable[[], None]
 
-    def config(self, name: str, composed: Composed) -> Path:
-        path = self.folder / f"{name}.yaml"
-        write_text(path, composed.to_yaml())
+    def config(self, composed: Composed) -> Path:
+        text = composed.to_yaml()
+        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
+        write_text(path, text)
         return path
 
     def run(self, kind: str, *arguments: Path | str) -> dict[str, float]:

@@ -79,11 +79,6 @@ class Plan:
         """The plan in JSON's own types."""
         return json.loads(json.dumps(asdict(self)))
 
-    @property
-    def digest(self) -> str:
-        """Hash of everything in it."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
-
     def run_config(self, run: Run) -> dict[str, Any]:
         """The complete configuration of a training."""
         assert run.seed is not None
@@ -157,8 +152,8 @@ class Plan:
             yield from self.chosen(label, progress)[1:]
 
     def _slug(self, label: str) -> str:
-        slug = re.sub(r"[^A-Za-z0-9_.]+", "-", label).strip("-.")
-        alike = [other for other in self.methods if re.sub(r"[^A-Za-z0-9_.]+", "-", other).strip("-.") == slug]
+        slug = _folder_name(label)
+        alike = [other for other in self.methods if _folder_name(other) == slug]
         return slug if len(alike) == 1 else f"{slug}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
 
     def _config(self, method: Mapping[str, Any], *, lr: float | None, seed: int) -> dict[str, Any]:
@@ -229,6 +224,27 @@ def make_plan(
         compared=task.cls.compared,  # type: ignore[attr-defined]
         balanced=task.cls.balanced,  # type: ignore[attr-defined]
     )
+
+
+def conflicts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Why runs of two plans cannot share a folder and a table, in words; methods, seeds and rates may come and go."""
+    free = {"methods", "seeds", "lrs"}
+    if not (before.get("cost_rounds") and now.get("cost_rounds")):
+        free.add("cost_rounds")
+    old, new = ({key: value for key, value in plan.items() if key not in free} for plan in (before, now))
+    shared = before["methods"].keys() & now["methods"].keys()
+    old["methods"], new["methods"] = ({label: plan["methods"][label] for label in shared} for plan in (before, now))
+    same = [
+        f"the folders of '{one}' and '{other}' have one name"
+        for one in sorted(before["methods"].keys() - shared)
+        for other in sorted(now["methods"])
+        if _folder_name(one) == _folder_name(other)
+    ]
+    return differences(old, new) + same
+
+
+def _folder_name(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", label).strip("-.")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

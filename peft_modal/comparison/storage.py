@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from peft_modal.comparison.plan import Plan, Progress, differences
+from peft_modal.comparison.plan import COST, Plan, Progress, conflicts
 from peft_modal.errors import ConfigError, TrainingError
 from peft_modal.extras import require
 
@@ -84,10 +84,13 @@ class Board:
         self._study_id = -1
 
     def bind(self, plan: Plan) -> None:
-        """Create the study, or check that the one there is of the same plan.
+        """Create the study, or join the one there.
+
+        Runs do not depend on each other, so that a plan may come with other methods, seeds and learning rates than the
+        last one: what both have in common is not made again.
 
         Raises:
-            ConfigError: It is of another plan.
+            ConfigError: Runs of the study there are of something else.
         """
         study = self._optuna.study.StudyDirection
         try:
@@ -106,16 +109,21 @@ class Board:
             raise ConfigError(f"'{self.study}' in {self.url} is a study of something else; choose another --study.")
         if _PLAN not in attributes:
             self._storage.set_study_user_attr(self._study_id, _PLAN, plan.to_dict())
-            self._storage.set_study_user_attr(self._study_id, "plan_hash", plan.digest)
             attributes = self._storage.get_study_user_attrs(self._study_id)
-        other = attributes[_PLAN]
-        if Plan.from_dict(other).digest != plan.digest:
-            found = differences(other, plan.to_dict())
+        known = attributes[_PLAN]
+        found = conflicts(known, plan.to_dict())
+        if found:
             more = f" and {len(found) - 4} more" if len(found) > 4 else ""
             raise ConfigError(
                 f"'{self.study}' in {self.url} is another comparison: {', '.join(found[:4])}{more}; choose another "
                 "--out (or --study), or give the same settings."
             )
+        methods = {**known["methods"], **plan.methods}
+        if methods != known["methods"]:
+            self._storage.set_study_user_attr(self._study_id, _PLAN, {**plan.to_dict(), "methods": methods})
+        costs = self.progress().get(COST, Progress()).figures
+        if plan.cost_rounds and costs is not None and not plan.methods.keys() <= costs.keys():
+            self.retry([COST])
 
     def progress(self) -> dict[str, Progress]:
         """How far every run is that has a trial."""

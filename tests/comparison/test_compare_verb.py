@@ -88,7 +88,7 @@ def test_a_comparison_killed_in_a_run_goes_on_and_gives_one_table(capsys):
     )
 
     # Another comparison in the same folder is refused.
-    assert main([*CONFIG, "--out", "out", *arguments[:-4], *TINY]) == 2
+    assert main([*CONFIG, "--out", "out", *arguments, *TINY, "--task.weight_decay=0.5"]) == 2
     assert "is another comparison" in capsys.readouterr().err
 
 

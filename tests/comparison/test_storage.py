@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import comparisons
 import pytest
@@ -148,9 +149,54 @@ def test_another_plan_under_the_same_name_is_refused(url):
     board_of(url, comparisons.make())
 
     with pytest.raises(
-        ConfigError, match=r"another comparison: seeds \(was \[0, 1\], now \[0\]\); choose another --out"
+        ConfigError, match=r"another comparison: metric \(was \"accuracy\", now \"loss\"\); choose another --out"
     ):
-        board_of(url, comparisons.make(seeds=[0]))
+        board_of(url, comparisons.make(metric="loss"))
+
+
+def test_methods_seeds_and_rates_may_be_added_and_left_out(url):
+    first, second = comparisons.make(), comparisons.make(["lora", "ssf"], lrs=(0.2, 0.4), seeds=(0, 1, 2))
+    before = work(first, board_of(url, first), executor([]), publish=lambda _: None)
+    keys = []
+    after = work(second, board_of(url, second), executor(keys), publish=lambda _: None)
+
+    assert set(keys) == {run.key for run in second.known(after)} - before.keys()
+    assert "runs/lora/lr0.4/seed0" in keys
+    assert "runs/lora/lr0.2/seed0" not in keys
+    again = []
+    work(first, board_of(url, first), executor(again), publish=lambda _: None)
+    assert again == []
+
+
+def test_costs_are_measured_again_with_a_new_method(url):
+    def costs(methods):
+        plan, keys = comparisons.make(methods, cost_rounds=1), []
+
+        def execute(run, tick):
+            keys.append(run.key)
+            return {label: {} for label in plan.methods} if run.key == COST else comparisons.done(val=0.5).figures
+
+        work(plan, board_of(url, plan), execute, publish=lambda _: None)
+        return keys.count(COST)
+
+    assert [costs(["lora"]), costs(["lora", "ssf"]), costs(["ssf"]), costs(["ssf", "lora"])] == [1, 1, 0, 0]
+
+
+def test_a_method_with_other_arguments_under_the_same_name_is_refused(url):
+    plan = comparisons.make(["lora"])
+    board_of(url, plan)
+    other = replace(plan, methods={"ssf": {"name": "ssf"}, "lora": {"name": "lora", "rank": 3}})
+
+    with pytest.raises(ConfigError, match=r"another comparison: methods\.lora\.rank \(was null, now 3\)"):
+        board_of(url, other)
+
+
+def test_a_method_whose_folder_another_one_has_is_refused(url):
+    board_of(url, comparisons.make(["lora(a=[1])"]))
+    board_of(url, comparisons.make(["ssf"]))
+
+    with pytest.raises(ConfigError, match=r"the folders of 'lora\(a=\[1\]\)' and 'lora\(a=\{1\}\)' have one name"):
+        board_of(url, comparisons.make(["lora(a={1})"]))
 
 
 def test_a_worker_waits_for_the_plan_of_the_one_that_created_the_study(url, monkeypatch):
@@ -163,7 +209,7 @@ def test_a_worker_waits_for_the_plan_of_the_one_that_created_the_study(url, monk
         waits.append(seconds)
         if len(waits) == 3:
             study = creator._storage.get_study_id_from_name("study")
-            creator._storage.set_study_user_attr(study, "plan", comparisons.make(seeds=[5]).to_dict())
+            creator._storage.set_study_user_attr(study, "plan", comparisons.make(metric="loss").to_dict())
 
     monkeypatch.setattr("peft_modal.comparison.storage.time.sleep", sleep)
 
