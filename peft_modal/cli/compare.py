@@ -17,7 +17,7 @@ from peft_modal.comparison.fork_server import ForkServer
 from peft_modal.comparison.items import parse_grid, parse_methods, parse_seeds
 from peft_modal.comparison.liveness import Badge
 from peft_modal.comparison.manifest import Manifest, read_manifest, write_manifest
-from peft_modal.comparison.plan import COST, Plan, Progress, make_plan
+from peft_modal.comparison.plan import COST, Plan, Progress, conflicts, make_plan
 from peft_modal.comparison.process import run_child
 from peft_modal.comparison.storage import Board
 from peft_modal.comparison.table import comma_separated, markdown, rows
@@ -107,7 +107,7 @@ def _run(options: Options, out: Path) -> Manifest:
 
 
 def _take_part(options: Options, plan: Plan, board: Board, out: Path) -> Manifest:
-    board.bind(plan)
+    board.bind(plan, finished=_published(out, plan))
     if options.retry_failed:
         board.retry([run.key for run, _ in failures(plan, board.progress())])
     if options.remeasure:
@@ -125,6 +125,21 @@ def _take_part(options: Options, plan: Plan, board: Board, out: Path) -> Manifes
     with _runner(plan) as run:
         executor = Executor(plan, out, tick_s=board.heartbeat, run=run)
         return manifest_of(work(plan, board, executor, publish=publish_table))
+
+
+def _published(out: Path, plan: Plan) -> Mapping[str, Progress]:
+    """Runs of a comparison whose table lies there without the workers' record, as when it was made elsewhere.
+
+    Raises:
+        ConfigError: They are of something else.
+    """
+    if not (out / "manifest.json").is_file():
+        return {}
+    manifest = read_manifest(out)
+    found = conflicts(manifest.plan.to_dict(), plan.to_dict())
+    if found:
+        raise ConfigError(f"--out: '{out}' holds another comparison: {', '.join(found[:4])}; choose another --out")
+    return manifest.progress
 
 
 @contextmanager

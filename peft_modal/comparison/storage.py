@@ -30,6 +30,8 @@ HEARTBEAT_S: Final = 10
 GRACE_S: Final = 60
 _ATTEMPTS: Final = 20
 _PLAN: Final = "plan"
+_FACTS: Final = ("figures", "error", "seconds", "host", "versions")
+"""Of a run's progress, beside its state."""
 
 
 class LostRunError(Exception):
@@ -83,11 +85,15 @@ class Board:
         self._storage = self._connect(engine, heartbeat, grace)
         self._study_id = -1
 
-    def bind(self, plan: Plan) -> None:
+    def bind(self, plan: Plan, *, finished: Mapping[str, Progress] | None = None) -> None:
         """Create the study, or join the one there.
 
         Runs do not depend on each other, so that a plan may come with other methods, seeds and learning rates than the
         last one: what both have in common is not made again.
+
+        Args:
+            plan: What is compared.
+            finished: What is known of runs from elsewhere; it counts where the study knows nothing.
 
         Raises:
             ConfigError: Runs of the study there are of something else.
@@ -121,6 +127,7 @@ class Board:
         methods = {**known["methods"], **plan.methods}
         if methods != known["methods"]:
             self._storage.set_study_user_attr(self._study_id, _PLAN, {**plan.to_dict(), "methods": methods})
+        self._adopt(finished or {})
         costs = self.progress().get(COST, Progress()).figures
         if plan.cost_rounds and costs is not None and not plan.methods.keys() <= costs.keys():
             self.retry([COST])
@@ -187,7 +194,7 @@ class Board:
         """
         state = self._optuna.trial.TrialState
         with self._lost():
-            for name in ("figures", "error", "seconds", "host", "versions"):
+            for name in _FACTS:
                 found = getattr(progress, name)
                 if found is not None:
                     self._storage.set_trial_user_attr(claim.trial, name, found)
@@ -211,6 +218,16 @@ class Board:
         state = self._optuna.trial.TrialState.WAITING
         template = self._optuna.trial.create_trial(state=state, user_attrs={"run": key, **attributes})
         self._storage.create_new_trial(self._study_id, template)
+
+    def _adopt(self, finished: Mapping[str, Progress]) -> None:
+        live = self._live()
+        for key, one in finished.items():
+            if one.state == "done" and key not in live:
+                known = {name: getattr(one, name) for name in _FACTS if getattr(one, name) is not None}
+                template = self._optuna.trial.create_trial(
+                    state=self._optuna.trial.TrialState.COMPLETE, value=0.0, user_attrs={"run": key, **known}
+                )
+                self._storage.create_new_trial(self._study_id, template)
 
     def _live(self) -> dict[str, list[FrozenTrial]]:
         """The trials that count, by run, the oldest first: it stands for the run."""
@@ -297,7 +314,7 @@ def _progress(trial: FrozenTrial) -> Progress:
     states: dict[str, Any] = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "done", "FAIL": "failed"}
     return Progress(
         state=states[trial.state.name],
-        **{name: attributes.get(name) for name in ("figures", "error", "seconds", "host", "versions")},
+        **{name: attributes.get(name) for name in _FACTS},
     )
 
 

@@ -92,6 +92,32 @@ def test_a_comparison_killed_in_a_run_goes_on_and_gives_one_table(capsys):
     assert "is another comparison" in capsys.readouterr().err
 
 
+def test_a_published_comparison_is_extended_without_its_record(monkeypatch, capsys):
+    made = []
+
+    def executor(*_, **__):
+        def execute(run, tick):
+            made.append(run.key)
+            return comparisons.done(val=0.5, test=0.5).figures
+
+        return execute
+
+    monkeypatch.setattr("peft_modal.cli.compare.Executor", executor)
+    arguments = [*CONFIG, "--out", "out", "--seeds", "1", "--lr-grid", "1", "--cost-rounds", "0", *TINY]
+    assert main([*arguments, "--methods", "lora"]) == 0
+    Path("out/comparison.db").unlink()
+    made.clear()
+
+    assert main([*arguments, "--methods", "linear_probe,lora"]) == 0
+    assert made == ["runs/linear_probe/lr0.001/seed0"]
+    table = csv.DictReader(io.StringIO(Path("out/table.csv").read_text()))
+    assert [row["method"] for row in table] == ["linear_probe", "lora"]
+
+    Path("out/comparison.db").unlink()
+    assert main([*arguments, "--methods", "lora", "--task.weight_decay=0.5"]) == 2
+    assert "'out' holds another comparison: config.task.weight_decay" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_that_fails_is_named_and_the_code_is_not_zero(capsys):

@@ -168,6 +168,21 @@ def test_methods_seeds_and_rates_may_be_added_and_left_out(url):
     assert again == []
 
 
+def test_runs_that_were_made_elsewhere_count_and_failed_ones_are_made_again(url, tmp_path, empty):
+    plan = comparisons.make()
+    broken = plan.grid("lora")[0].key
+    before = work(plan, board_of(url, plan), executor([], fail={broken}), publish=lambda _: None)
+    here = Board(f"sqlite:///{shutil.copy(empty, tmp_path / 'here.db')}", "study", worker="here")
+    here.bind(plan, finished=before)
+    keys = []
+    after = work(plan, here, executor(keys), publish=lambda _: None)
+
+    assert keys == [broken]
+    assert {key: one.figures for key, one in after.items() if key != broken} == {
+        key: one.figures for key, one in before.items() if key != broken
+    }
+
+
 def test_costs_are_measured_again_with_a_new_method(url):
     def costs(methods):
         plan, keys = comparisons.make(methods, cost_rounds=1), []
