@@ -116,7 +116,7 @@ class _Bench:
     def run(self, kind: str, *arguments: Path | str) -> dict[str, float]:
         """Figures of one child process, or those that an earlier one has left."""
         of = [Path(argument) for argument in arguments if isinstance(argument, Path)][-1]
-        out = of.with_suffix(f".{kind}.json")
+        out = of.with_suffix(f".{'-'.join([kind, *(each for each in arguments if isinstance(each, str))])}.json")
         if not out.is_file():
             command = [kind, *map(str, arguments), str(out)]
             run_child(command, log=self.folder / "log.txt", tick_s=self.tick_s, tick=self.tick)

@@ -228,9 +228,7 @@ def make_plan(
 
 def conflicts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Why runs of two plans cannot share a folder and a table, in words; methods, seeds and rates may come and go."""
-    free = {"methods", "seeds", "lrs"}
-    if not (before.get("cost_rounds") and now.get("cost_rounds")):
-        free.add("cost_rounds")
+    free = {"methods", "seeds", "lrs", "cost_rounds"}
     old, new = ({key: value for key, value in plan.items() if key not in free} for plan in (before, now))
     shared = before["methods"].keys() & now["methods"].keys()
     old["methods"], new["methods"] = ({label: plan["methods"][label] for label in shared} for plan in (before, now))

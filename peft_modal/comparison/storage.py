@@ -124,12 +124,17 @@ class Board:
                 f"'{self.study}' in {self.url} is another comparison: {', '.join(found[:4])}{more}; choose another "
                 "--out (or --study), or give the same settings."
             )
-        methods = {**known["methods"], **plan.methods}
-        if methods != known["methods"]:
-            self._storage.set_study_user_attr(self._study_id, _PLAN, {**plan.to_dict(), "methods": methods})
+        latest = {
+            **plan.to_dict(),
+            "methods": {**known["methods"], **plan.methods},
+            "cost_rounds": plan.cost_rounds or known["cost_rounds"],
+        }
+        if latest != known:
+            self._storage.set_study_user_attr(self._study_id, _PLAN, latest)
         self._adopt(finished or {})
         costs = self.progress().get(COST, Progress()).figures
-        if plan.cost_rounds and costs is not None and not plan.methods.keys() <= costs.keys():
+        is_measured = costs is None or plan.methods.keys() <= costs.keys()
+        if plan.cost_rounds and not (is_measured and known["cost_rounds"] in {0, plan.cost_rounds}):
             self.retry([COST])
 
     def progress(self) -> dict[str, Progress]:

@@ -184,8 +184,8 @@ def test_runs_that_were_made_elsewhere_count_and_failed_ones_are_made_again(url,
 
 
 def test_costs_are_measured_again_with_a_new_method(url):
-    def costs(methods):
-        plan, keys = comparisons.make(methods, cost_rounds=1), []
+    def costs(methods, rounds=1):
+        plan, keys = comparisons.make(methods, cost_rounds=rounds), []
 
         def execute(run, tick):
             keys.append(run.key)
@@ -195,6 +195,7 @@ def test_costs_are_measured_again_with_a_new_method(url):
         return keys.count(COST)
 
     assert [costs(["lora"]), costs(["lora", "ssf"]), costs(["ssf"]), costs(["ssf", "lora"])] == [1, 1, 0, 0]
+    assert [costs(["ssf"], rounds=2), costs(["lora"], rounds=0), costs(["ssf"], rounds=2)] == [1, 0, 0]
 
 
 def test_a_method_with_other_arguments_under_the_same_name_is_refused(url):
