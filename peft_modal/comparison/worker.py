@@ -195,8 +195,12 @@ def _count(runs: list[Run]) -> str:
 
 
 def _headline(plan: Plan, run: Run, progress: Mapping[str, Progress]) -> str:
-    finished = sum(one.state in {"done", "failed"} for one in progress.values())
-    return f"[{finished + 1}/{plan.size}] {_title(run)}{_left(plan, progress)}"
+    return f"[{_finished(plan, progress) + 1}/{plan.size}] {_title(run)}{_left(plan, progress)}"
+
+
+def _finished(plan: Plan, progress: Mapping[str, Progress]) -> int:
+    """Runs that count for the table; earlier choices of learning rates may have left others."""
+    return sum(progress.get(run.key, Progress()).state in {"done", "failed"} for run in plan.known(progress))
 
 
 def _title(run: Run) -> str:
@@ -209,10 +213,9 @@ def _title(run: Run) -> str:
 def _left(plan: Plan, progress: Mapping[str, Progress]) -> str:
     times = [one.seconds for key, one in progress.items() if one.seconds is not None and key != COST]
     running = sum(one.state == "running" for one in progress.values())
-    finished = sum(one.state in {"done", "failed"} for one in progress.values())
     if not times:
         return ""
-    seconds = statistics.mean(times) * (plan.size - finished) / (running + 1)
+    seconds = statistics.mean(times) * (plan.size - _finished(plan, progress)) / (running + 1)
     return f"; about {seconds / 60:.0f} min left" if seconds >= 90 else f"; about {seconds:.0f} s left"
 
 

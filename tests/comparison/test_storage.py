@@ -154,13 +154,16 @@ def test_another_plan_under_the_same_name_is_refused(url):
         board_of(url, comparisons.make(metric="loss"))
 
 
-def test_methods_seeds_and_rates_may_be_added_and_left_out(url):
+def test_methods_seeds_and_rates_may_be_added_and_left_out(url, capsys):
     first, second = comparisons.make(), comparisons.make(["lora", "ssf"], lrs=(0.2, 0.4), seeds=(0, 1, 2))
     before = work(first, board_of(url, first), executor([]), publish=lambda _: None)
+    capsys.readouterr()
     keys = []
     after = work(second, board_of(url, second), executor(keys), publish=lambda _: None)
 
     assert set(keys) == {run.key for run in second.known(after)} - before.keys()
+    told = [line.split()[1] for line in capsys.readouterr().err.splitlines() if "[" in line]
+    assert told == [f"[{second.size - len(keys) + done + 1}/{second.size}]" for done in range(len(keys))]
     assert "runs/lora/lr0.4/seed0" in keys
     assert "runs/lora/lr0.2/seed0" not in keys
     again = []
