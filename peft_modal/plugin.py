@@ -51,6 +51,11 @@ PLUGIN: Final = Plugin(
             summary="Scale and shift after every operation, merged afterwards.",
             paper="Lian et al., Scaling & Shifting Your Features, NeurIPS 2022, arXiv:2210.08823",
         ),
+        "r_amt": Entry(
+            "peft_modal.methods.r_amt:RAMT",
+            summary="Binary masks over frozen weights, with gradient dropout.",
+            paper="Zheng et al., R-AMT, ICCV 2023, arXiv:2307.15049",
+        ),
         "fact": Entry(
             "peft_modal.methods.fact:FacT",
             summary="The weights of all blocks as one tensor, whose change is factored.",

@@ -22,6 +22,12 @@ PLUGIN: Final = Plugin(
         "drawn_pairs": Entry("peft_modal_clip.data:DrawnPairs", summary="Generated pictures with captions."),
     },
     tasks={
+        "classification": Entry(
+            "peft_modal_clip.classification:ClassNames",
+            summary="Classify pictures by the names of the classes, zero-shot at the start.",
+            paper="Radford et al., CLIP, ICML 2021, arXiv:2103.00020",
+            requires=("open_clip",),
+        ),
         "contrastive": Entry(
             "peft_modal_clip.contrastive:Contrastive",
             summary="Match pictures and captions; measures zero-shot classification.",

@@ -98,6 +98,20 @@ class Adapter(nn.Module):
         part.place(self._scope + name, module.to(reference.device))
         return module
 
+    def optimise(self, name: str, *, lr: float | None = None, decay: bool | None = None) -> None:
+        """Let a tensor that was added be optimised in another way than the task does.
+
+        Args:
+            name: Dotted name of the tensor; the scope is put in front.
+            lr: Its learning rate.
+            decay: Whether weight decay acts on it.
+        """
+        key = f"adapter.{self._scope}{name}"
+        if lr is not None:
+            self.lr[key] = lr
+        if decay is not None:
+            self.decay[key] = decay
+
     def low_rank(self, site: WeightSite, update: LowRankUpdate) -> None:
         """Add a low-rank update to a site: beside the call where there is one, else in the weight.
 
@@ -203,7 +217,7 @@ class Adapter(nn.Module):
         name = site.path if site.rows is None else site.name
         self.add(name, entries)
         decays = (len(site.shape) >= 2 and site.decay) if decay is None else decay
-        self.decay[f"adapter.{self._scope}{name}.values"] = decays
+        self.optimise(f"{name}.values", decay=decays)
         self._hang(SparseAttachment(self._order(), sites, entries))
         return entries
 

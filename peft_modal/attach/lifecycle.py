@@ -122,6 +122,8 @@ class Run:
     """The whole model: a batch to what the losses are taken of; None where there is no model around the backbone."""
     gives_logits: bool = False
     """Whether that is class logits (B, C, ...)."""
+    learning_rates: Callable[[nn.Parameter], float] | None = None
+    """Sum over the run's steps of a parameter's learning rate; None where no schedule is known."""
     parameters: ParameterService = field(init=False)
 
     def __post_init__(self) -> None:

@@ -83,7 +83,7 @@ class LoCA(Method):
                 adapter.dense_update(site, spectrum)
             else:
                 adapter.reparametrise(site, spectrum)
-            adapter.lr[f"adapter.{site.name}.location"] = self.location_lr
+            adapter.optimise(f"{site.name}.location", lr=self.location_lr)
             spectra.append(spectrum)
         if self.location_steps is None:
             adapter.listen(Alternation(spectra, self.location_share), name="loca", training_only=True)

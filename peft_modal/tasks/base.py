@@ -18,7 +18,7 @@ from peft_modal.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Shar
 from peft_modal.report import Collector, Section
 from peft_modal.tasks.averaging import MovingAverage
 from peft_modal.tasks.clipping import FrozenGradients
-from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups
+from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups, summed_learning_rates
 from peft_modal.tasks.tensors import load_tensors, tensors_of
 
 Stage = Literal["train", "val", "test"]
@@ -288,8 +288,14 @@ class Task(LightningModule):
             total_epochs=self.trainer.max_epochs if (self.trainer.max_epochs or 0) > 0 else None,
             forward=self,
             gives_logits=self.gives_logits,
+            learning_rates=self._learning_rates,
         )
         self.adapter.events.on_fit_start(run)
+
+    def _learning_rates(self, parameter: nn.Parameter) -> float:
+        return summed_learning_rates(
+            self.trainer.optimizers[0], self.lr_schedulers(), parameter, int(self.trainer.estimated_stepping_batches)
+        )
 
     def on_train_epoch_start(self) -> None:
         """See `LifeCycle.on_epoch_start`."""

@@ -52,3 +52,17 @@ def cosine_with_warmup(
         return min_share + (1.0 - min_share) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def summed_learning_rates(
+    optimizer: torch.optim.Optimizer, schedule: object, parameter: nn.Parameter, total_steps: int
+) -> float:
+    """What a parameter's learning rates of all steps add up to; without a schedule of factors the rate stays."""
+    index, group = next(
+        (index, group) for index, group in enumerate(optimizer.param_groups)
+        if any(parameter is each for each in group["params"])
+    )  # fmt: skip
+    if not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+        return float(group["lr"]) * total_steps
+    factor = schedule.lr_lambdas[index]
+    return float(schedule.base_lrs[index]) * sum(factor(step) for step in range(total_steps))

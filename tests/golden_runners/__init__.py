@@ -22,6 +22,7 @@ from golden_runners import (
     sensitivity_allocation,
     single_weight,
     vision_transformer,
+    weight_masks,
 )
 from golden_runners.golden_case import GoldenCase
 
@@ -54,6 +55,7 @@ RUNNERS: dict[str, Callable[[GoldenCase], None]] = {
     "repadapter": block_adapters.repadapter,
     "fact-tt": block_adapters.fact,
     "fact-tk": block_adapters.fact,
+    "r-amt": weight_masks.step,
     "sara": magnitude_selection.sara,
 }
 
