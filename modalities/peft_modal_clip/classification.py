@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics import MeanMetric
 
 from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter
-from peft_modal.errors import ConfigError
+from peft_modal.errors import ConfigError, DataError
+from peft_modal.tasks.base import Stage
 from peft_modal.tasks.classification import Classification
 from peft_modal_clip.backbone import OpenCLIPBackbone
+
+_HALVES = ("base", "new")
 
 
 class ClassNames(Classification):
@@ -29,11 +34,17 @@ class ClassNames(Classification):
         head: Supplied by the program: `identity`.
         class_names: Supplied by the program; `_` is read as a space.
         templates: What the name of a class is put into, at `{}`.
+        base_to_new: Train on the first half of the classes (of an odd number one more) with their names alone, and
+            measure each half with its own names: `accuracy_base`, `accuracy_new` and their harmonic mean.
         options: Arguments of `Classification`.
 
     Raises:
         ConfigError: A template has no place for the name, or the backbone embeds no texts.
     """
+
+    share_metrics: ClassVar[frozenset[str]] = frozenset(
+        {"accuracy", "mean_class_accuracy", "accuracy_base", "accuracy_new", "harmonic_mean"}
+    )
 
     def __init__(
         self,
@@ -43,6 +54,7 @@ class ClassNames(Classification):
         class_names: tuple[str, ...],
         *,
         templates: list[str] = ["a photo of a {}."],  # noqa: B006 — never changed
+        base_to_new: bool = False,
         **options: Any,  # noqa: ANN401 — typed by `Classification`
     ) -> None:
         super().__init__(backbone, adapter, head, class_names, **options)
@@ -56,14 +68,74 @@ class ClassNames(Classification):
             if template.count("{}") != 1:
                 raise ConfigError(f"task.templates: '{template}' has no {{}} for the name of the class, or several")
         self.templates = tuple(templates)
+        self.num_base = math.ceil(len(class_names) / 2) if base_to_new else len(class_names)
+        self.halves = nn.ModuleDict(
+            {f"{stage}_{half}": MeanMetric() for stage in ("val", "test") for half in _HALVES} if base_to_new else {}
+        )
         self._texts: tuple[object, Tensor] | None = None
         self._ids: Tensor | None = None
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        """Logits (B, C) float32."""
+        """Logits (B, C) float32; while base classes are trained, theirs."""
         image = super().forward({"image": batch["image"]})
         scale = self.backbone.similarity_scale  # type: ignore[operator]
-        return scale * functional.normalize(image[:, 0].float(), dim=-1) @ self.class_embeddings().T
+        texts = self.class_embeddings()[: self.num_base if self.training else None]
+        return scale * functional.normalize(image[:, 0].float(), dim=-1) @ texts.T
+
+    def losses(self, batch: Mapping[str, Any], output: Tensor) -> dict[str, Tensor]:
+        """See `Classification`.
+
+        Raises:
+            DataError: A class is trained that counts as new.
+        """
+        if self.halves and (wrong := int(batch["label"].max())) >= self.num_base:
+            raise DataError(
+                f"task.base_to_new trains on the first {self.num_base} of {len(self.class_names)} classes, and the "
+                f"training data has '{self.class_names[wrong]}'; set data.classes to base"
+            )
+        return super().losses(batch, output)
+
+    def evaluation_losses(self, batch: Mapping[str, Any], output: Tensor) -> dict[str, Tensor]:
+        """See `Classification`; of base-to-new among the names of the sample's own half."""
+        return super().evaluation_losses(batch, self._own_half(batch, output))
+
+    def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Tensor) -> None:
+        """See `Classification`; of base-to-new among the names of the sample's own half, and of each half."""
+        if not self.halves or stage == "train":
+            super().update_metrics(stage, batch, output)
+            return
+        own = self._own_half(batch, output)
+        super().update_metrics(stage, batch, own)
+        is_new = batch["label"] >= self.num_base
+        for half, chosen in zip(_HALVES, (~is_new, is_new), strict=True):
+            if chosen.any():
+                self.halves[f"{stage}_{half}"].update((own.argmax(-1) == batch["label"])[chosen])  # type: ignore[operator]
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the halves."""
+        self._log_halves("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the halves."""
+        self._log_halves("test")
+
+    def _log_halves(self, stage: Stage) -> None:
+        found = {}
+        for half in _HALVES if self.halves else ():
+            metric: Any = self.halves[f"{stage}_{half}"]
+            if metric.update_called:
+                found[half] = metric.compute()
+                self.log(f"{stage}/accuracy_{half}", found[half])
+            metric.reset()
+        if len(found) == len(_HALVES):
+            base, new = found.values()
+            self.log(f"{stage}/harmonic_mean", 2 * base * new / (base + new).clamp(min=1e-9))
+
+    def _own_half(self, batch: Mapping[str, Any], output: Tensor) -> Tensor:
+        if not self.halves or output.shape[1] == self.num_base:
+            return output
+        is_new = torch.arange(output.shape[1], device=output.device) >= self.num_base
+        return output.masked_fill(is_new != (batch["label"] >= self.num_base)[:, None], -torch.inf)
 
     def class_embeddings(self) -> Tensor:
         """Unit vectors of the classes' texts (C, D) float32."""

@@ -20,6 +20,9 @@ PLUGIN: Final = Plugin(
     },
     data={
         "drawn_pairs": Entry("peft_modal_clip.data:DrawnPairs", summary="Generated pictures with captions."),
+        "neon_signs": Entry(
+            "peft_modal_clip.signs:NeonSigns", summary="Generated neon signs of 48 classes, a few of each to train on."
+        ),
     },
     tasks={
         "classification": Entry(

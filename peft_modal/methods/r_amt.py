@@ -227,7 +227,7 @@ class RegularisedMasks(Masks):
 
     def __init__(self, method: RAMT, adapter: Adapter, masks: Mapping[str, Mask]) -> None:
         super().__init__(method, adapter, masks)
-        self._forward: Callable[[Batch], Output] | None = None
+        self._run: Run | None = None
         self._general: Tensor | None = None
 
     @override
@@ -243,24 +243,25 @@ class RegularisedMasks(Masks):
                 "r_amt compares class logits with and without masks, and this task gives none; set "
                 "method.gradient_dropout to 0"
             )
-        self._forward = run.forward
+        self._run = run
 
     @override
     def penalty(self, batch: Batch, output: Output) -> Mapping[str, Tensor]:
         terms = dict(super().penalty(batch, output))
-        if self._forward is None:
+        if self._run is None or self._run.forward is None:
             return terms
         self._general = self.general(output, self.teacher(batch))
         return {**terms, "general": self._general}
 
     def teacher(self, batch: Batch) -> Tensor:
         """Logits without masks."""
-        assert self._forward is not None
+        assert self._run is not None
+        assert self._run.forward is not None
         adapter: Adapter = self.__dict__["adapter"]
         adapter.enable(False)
         try:
             with torch.no_grad():
-                return self._forward(batch)
+                return self._run.forward(batch)
         finally:
             adapter.enable(True)
 
