@@ -101,11 +101,11 @@ class ClassNames(Classification):
 
     def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Tensor) -> None:
         """See `Classification`; of base-to-new among the names of the sample's own half, and of each half."""
-        if not self.halves or stage == "train":
-            super().update_metrics(stage, batch, output)
-            return
-        own = self._own_half(batch, output)
+        missing = len(self.class_names) - output.shape[1]
+        own = functional.pad(self._own_half(batch, output), (0, missing), value=-torch.inf)
         super().update_metrics(stage, batch, own)
+        if not self.halves or stage == "train":
+            return
         is_new = batch["label"] >= self.num_base
         for half, chosen in zip(_HALVES, (~is_new, is_new), strict=True):
             if chosen.any():

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from peft_modal.data.cache import cached_tensors
 from peft_modal.data.drawn import COLOURS, SHAPES, object_name
 from peft_modal.data.drawn.concepts import paint_style
-from peft_modal.data.drawn.scenes import plan_scenes
+from peft_modal.data.drawn.distances import coverage, paint_, uniform
+from peft_modal.data.drawn.scenes import object_distance, plan_scenes
 from peft_modal.data.epochs import Batch
 from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import Part, SplitData
@@ -25,12 +26,14 @@ from peft_modal_clip.data import Normalize, normalized
 
 GENERATOR_VERSION = 1
 """Of the generated pictures; to be raised with every change that alters one."""
+_BRIGHTEST = 0.8
+"""Share of its full colour that the glass behind an outline has at most."""
 
 
 class NeonSigns(SplitData):
     """Outlines of one of six shapes that glow in one of eight colours, 48 classes, few of each to train on.
 
-    To the nano CLIP their colours are plain and their shapes are not: zero-shot it finds a fifth.
+    The glass within is more or less lit. To the nano CLIP the colours are plain and the shapes are not.
 
     Args:
         classes: Which classes there is training and validation data of: `all`, or the first half (`base`), for tests of
@@ -111,6 +114,8 @@ class NeonSigns(SplitData):
             len(label), generator, pairs="all", objects=1, colour=label // len(SHAPES), shape=label % len(SHAPES)
         )
         images = paint_style(scenes, self.side)
+        light = uniform(0.0, _BRIGHTEST, len(label), 1, 1, generator=generator)
+        paint_(images, light * coverage(object_distance(scenes, 0, self.side)), scenes.rgb[:, 0, :, None, None])
         return (images + self.noise * torch.randn(images.shape, generator=generator)).clamp_(0, 1)
 
 
