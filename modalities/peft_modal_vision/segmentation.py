@@ -19,7 +19,7 @@ from peft_modal.attach import Adapter
 from peft_modal.data.images import image_size
 from peft_modal.errors import ConfigError, DataError
 from peft_modal.files import write_bytes
-from peft_modal.ranges import NonNegativeFloat, PositiveInt, Share
+from peft_modal.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from peft_modal.report import Collector
 from peft_modal.tasks.base import Stage, Task
 from peft_modal_heads.dense import DenseOutput
@@ -45,14 +45,17 @@ class Segmentation(Task):
         window: Side of the windows in pixels; None for whole pictures.
         stride: Their distance; None for two thirds of a window.
         label_smoothing: Share of each target that is spread over all classes.
+        class_weights: Weight of each class's pixels in the losses, in label order; the loss is a weighted mean. For
+            classes of few pixels, which plain cross-entropy leaves for last. None for 1 each.
         options: Arguments of `Task`.
 
     Raises:
-        ConfigError: The stride is larger than the window.
+        ConfigError: The stride is larger than the window, or there is not one weight for each class.
         DataError: There are fewer than two classes.
     """
 
     selection: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/miou", "max")
+    class_weights: Tensor | None
     share_metrics: ClassVar[frozenset[str]] = frozenset({"miou", "mean_class_accuracy", "pixel_accuracy"})
 
     def __init__(
@@ -66,6 +69,7 @@ class Segmentation(Task):
         window: PositiveInt | None = None,
         stride: PositiveInt | None = None,
         label_smoothing: Share = 0.0,
+        class_weights: list[PositiveFloat] | None = None,
         **options: Any,  # noqa: ANN401 — typed by `Task`
     ) -> None:
         super().__init__(backbone, adapter, head, **options)
@@ -73,7 +77,16 @@ class Segmentation(Task):
             raise DataError(f"task 'segmentation' needs two classes or more, the data has {len(class_names)}")
         if window is not None and stride is not None and stride > window:
             raise ConfigError(f"task.stride: {stride} is above task.window, {window}, so pixels would be left out")
+        if class_weights is not None and len(class_weights) != len(class_names):
+            raise ConfigError(
+                f"task.class_weights: {len(class_weights)} weights for {len(class_names)} classes; give one each, in this "
+                f"order: {', '.join(class_names)}"
+            )
         self.class_names = class_names
+        # Part of the configuration, not of a checkpoint.
+        self.register_buffer(
+            "class_weights", None if class_weights is None else torch.tensor(class_weights), persistent=False
+        )
         self.auxiliary_weight = auxiliary_weight
         self.window = window
         self.stride = stride or (None if window is None else max(1, round(window * 2 / 3)))
@@ -207,8 +220,9 @@ class Segmentation(Task):
 
     def _cross_entropy(self, logits: Tensor, mask: Tensor) -> Tensor:
         return functional.cross_entropy(
-            at(logits, mask).float(), mask, ignore_index=IGNORED, label_smoothing=self.label_smoothing
-        )
+            at(logits, mask).float(), mask, weight=self.class_weights, ignore_index=IGNORED,
+            label_smoothing=self.label_smoothing,
+        )  # fmt: skip
 
 
 def _labels(batch: Mapping[str, Any], output: DenseOutput) -> Tensor:
