@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+from peft_modal.comparison.items import parse_methods
 from peft_modal.comparison.table import Row
+from peft_modal.compose.describe import parameters_of
+from peft_modal.registry import default_registry
 
 Verdict = Literal["yes", "no", "open", ""]
 
@@ -18,7 +20,7 @@ class Claim:
     """One method above another."""
 
     better: str
-    """Regular expression of a method as `compare` names it."""
+    """A method as `compare` takes it, with the arguments that matter; others may have any value."""
     worse: str
     figures: str
     """The paper's, of both, and what they are of."""
@@ -33,11 +35,11 @@ CLAIMS: Final = (
     Claim("ssf", "lora", f"75.7 over 74.6, {_VTAB}"),
     Claim("convpass", "lora", f"76.6 over 74.6, {_VTAB}"),
     Claim("repadapter", "adaptformer", f"76.1 over 74.8, {_VTAB}"),
-    Claim(r"fact\(form=tt\)", "lora", f"75.6 over 74.6, {_VTAB}"),
-    Claim(r"spt\(budget.*", "lora", f"76.4 over 74.9, {_VTAB}"),
-    Claim(r"spt\(form=adapter.*", "adaptformer", f"76.4 over 74.8, {_VTAB}"),
+    Claim("fact(form=tt)", "lora", f"75.6 over 74.6, {_VTAB}"),
+    Claim("spt(form=lora)", "lora", f"76.4 over 74.9, {_VTAB}"),
+    Claim("spt(form=adapter)", "adaptformer", f"76.4 over 74.8, {_VTAB}"),
     Claim("snell", "lora", f"76.7 over 74.9, {_VTAB}"),
-    Claim("snella", r"spt\(budget.*", "91.9 over 90.1, FGVC"),
+    Claim("snella", "spt(form=lora)", "91.9 over 90.1, FGVC"),
     Claim("bi_adaptformer", "vpt", f"77.0 over 72.0, {_VTAB}"),
     Claim("mosa", "adaptformer", "89.9 over 88.5, FGVC"),
 )
@@ -45,8 +47,22 @@ CLAIMS: Final = (
 
 
 def find(table: Sequence[Row], method: str) -> Row | None:
-    """The first row whose method is meant, with whatever arguments."""
-    return next((row for row in table if re.fullmatch(rf"{method}(\(.*\))?", row.method)), None)
+    """The first row whose method has the name and the arguments of `method`, given or by default."""
+    wanted = _node(method)
+    return next((row for row in table if _is_meant(_node(row.method), wanted)), None)
+
+
+def _node(text: str) -> dict[str, Any]:
+    (item,) = parse_methods(text)
+    return item.node
+
+
+def _is_meant(node: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    if node["name"] != wanted["name"]:
+        return False
+    registry = default_registry()
+    parameters = parameters_of(registry.load(registry.resolve("method", node["name"], modality=None)))
+    return all(node.get(key, parameters[key].default) == value for key, value in wanted.items() if key != "name")
 
 
 def verdict(better: Row | None, worse: Row | None) -> tuple[Verdict, float]:

@@ -49,6 +49,12 @@ def test_claims_find_methods_whatever_their_arguments_are():
     assert claims.find(table, "snell") is table[1]
     assert claims.find(table, "snella") is table[0]
     assert claims.find(table, "vpt") is None
+    assert claims.find(table, "snell(rank=16)") is table[1]
+    assert claims.find(table, "snell(rank=8)") is None
+    kinds = [row(name, 0.1, 0.0) for name in ("spt(form=adapter, rank=4)", "spt(rank=4, budget=0.5)", "fact(form=tk)")]
+    assert claims.find(kinds, "spt(form=adapter)") is kinds[0]
+    assert claims.find(kinds, "spt(form=lora)") is kinds[1], "which is the default"
+    assert claims.find(kinds, "fact(form=tt)") is None
     text = claims.claims_table({"pictures": table})
     assert "| snell(rank=16, sparsity=0.5) above lora | 76.7 over 74.9, VTAB-1k | yes, +10.0 |" in text
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from peft_modal.anatomy import Features, FeatureSpec
-from peft_modal.ranges import PositiveInt, Share
+from peft_modal.ranges import DropRate, PositiveInt
 from peft_modal_heads.pooling import Pooling, require_two
 
 
@@ -34,7 +34,7 @@ class PointCloudMLP(nn.Module):
         *,
         pool: list[str] | None = None,
         hidden_dim: PositiveInt = 256,
-        dropout: Share = 0.5,
+        dropout: DropRate = 0.5,
     ) -> None:
         super().__init__()
         self.pool = Pooling(spec, pool)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from peft_modal.anatomy import Features, FeatureSpec
 from peft_modal.errors import ConfigError
-from peft_modal.ranges import PositiveInt, Share
+from peft_modal.ranges import DropRate, PositiveInt
 from peft_modal_heads.dense import DenseOutput, conv_norm_relu, level, level_widths
 
 MOST_STAGES: Final = 8
@@ -42,7 +42,7 @@ class SETRPUP(nn.Module):
         width: PositiveInt = 256,
         stages: PositiveInt = 4,
         auxiliary_width: PositiveInt = 256,
-        dropout: Share = 0.1,
+        dropout: DropRate = 0.1,
     ) -> None:
         super().__init__()
         if stages > MOST_STAGES:

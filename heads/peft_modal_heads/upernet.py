@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peft_modal.anatomy import Features, FeatureSpec
-from peft_modal.ranges import PositiveInt, Share
+from peft_modal.ranges import DropRate, PositiveInt
 from peft_modal_heads.dense import DenseOutput, conv_norm_relu, level, level_widths, resized
 
 _BINS = (1, 2, 3, 6)
@@ -40,7 +40,7 @@ class UPerNet(nn.Module):
         *,
         width: PositiveInt = 256,
         auxiliary_width: PositiveInt = 256,
-        dropout: Share = 0.1,
+        dropout: DropRate = 0.1,
     ) -> None:
         super().__init__()
         widths = level_widths(spec, least=4, head="upernet")

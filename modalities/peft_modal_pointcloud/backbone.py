@@ -25,7 +25,7 @@ from peft_modal.anatomy import (
 from peft_modal.anatomy.sites import Access
 from peft_modal.errors import WeightsError
 from peft_modal.files import read_tensors
-from peft_modal.ranges import PositiveFloat, PositiveInt, Share
+from peft_modal.ranges import DropRate, PositiveFloat, PositiveInt
 from peft_modal_pointcloud.foreign import match_backbone, read_point_checkpoint
 from peft_modal_pointcloud.network import Init, PointMAE
 
@@ -75,7 +75,7 @@ class PointMAEBackbone(Backbone):
         num_group: PositiveInt | None = None,
         group_size: PositiveInt | None = None,
         mlp_ratio: PositiveFloat = 4.0,
-        drop_path: Share = 0.1,
+        drop_path: DropRate = 0.1,
         encoder_dim: PositiveInt | None = None,
         pointnet_dims: list[PositiveInt] | None = None,
         train_cls: bool = True,

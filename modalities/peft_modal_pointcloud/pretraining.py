@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from peft_modal.anatomy import Backbone, Features, FeatureSpec
 from peft_modal.attach import Adapter
 from peft_modal.data.seeding import seeded
-from peft_modal.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Share
+from peft_modal.ranges import DropRate, NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from peft_modal.tasks.base import Output, Stage, Task
 from peft_modal_pointcloud.masked import (
     MaskedDecoder,
@@ -45,7 +45,7 @@ class MaskedDecoderHead(nn.Module):
         depth: PositiveInt = 4,
         num_heads: PositiveInt = 6,
         group_size: PositiveInt = 32,
-        drop_path: Share = 0.1,
+        drop_path: DropRate = 0.1,
     ) -> None:
         del num_outputs
         super().__init__()

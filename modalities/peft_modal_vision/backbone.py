@@ -13,7 +13,7 @@ from torch import Tensor
 from peft_modal.anatomy import Anatomy, Backbone, Context, Features, FeatureSpec, FrozenMode
 from peft_modal.errors import ConfigError, DataError, nearest
 from peft_modal.extras import require
-from peft_modal.ranges import NonNegativeInt, PositiveInt, Share
+from peft_modal.ranges import DropRate, NonNegativeInt, PositiveInt
 from peft_modal_vision import weights as sources
 from peft_modal_vision.anatomy import convnext_anatomy, swin_anatomy, vit_anatomy
 
@@ -65,7 +65,7 @@ class TimmBackbone(Backbone):
         model: str,
         weights: str,
         img_size: PositiveInt | None,
-        drop_path: Share,
+        drop_path: DropRate,
         levels: NonNegativeInt | list[NonNegativeInt],
         frozen_mode: FrozenMode,
         init_seed: int,
@@ -222,7 +222,7 @@ class ViT(TimmBackbone):
         model: str = "nano",
         weights: str = "nano",
         img_size: PositiveInt | None = None,
-        drop_path: Share = 0.0,
+        drop_path: DropRate = 0.0,
         levels: NonNegativeInt | list[NonNegativeInt] = 0,
         train_cls: bool = False,
         frozen_mode: FrozenMode = "eval",
@@ -287,7 +287,7 @@ class Swin(TimmBackbone):
         model: str = "swin_tiny_patch4_window7_224",
         weights: str = "pretrained",
         img_size: PositiveInt | None = None,
-        drop_path: Share = 0.0,
+        drop_path: DropRate = 0.0,
         levels: NonNegativeInt | list[NonNegativeInt] = 0,
         frozen_mode: FrozenMode = "eval",
         init_seed: int = 0,
@@ -355,7 +355,7 @@ class ConvNeXt(TimmBackbone):
         *,
         model: str = "convnext_tiny",
         weights: str = "pretrained",
-        drop_path: Share = 0.0,
+        drop_path: DropRate = 0.0,
         levels: NonNegativeInt | list[NonNegativeInt] = 0,
         frozen_mode: FrozenMode = "eval",
         init_seed: int = 0,

@@ -45,14 +45,18 @@ class Segmentation(Task):
         window: Side of the windows in pixels; None for whole pictures.
         stride: Their distance; None for two thirds of a window.
         label_smoothing: Share of each target that is spread over all classes.
+        class_weights: Factor of each pixel's training loss by its class: `none`, or one number per class in label
+            order. Classes of few pixels, which plain cross-entropy learns last, need a larger one. A batch's loss
+            divides by its pixels, not by the sum of the weights; losses on validation and test data are unweighted.
         options: Arguments of `Task`.
 
     Raises:
-        ConfigError: The stride is larger than the window.
+        ConfigError: The stride is larger than the window, or there are not as many class weights as classes.
         DataError: There are fewer than two classes.
     """
 
     selection: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/miou", "max")
+    loss_weights: Tensor | None
     share_metrics: ClassVar[frozenset[str]] = frozenset({"miou", "mean_class_accuracy", "pixel_accuracy"})
 
     def __init__(
@@ -66,6 +70,7 @@ class Segmentation(Task):
         window: PositiveInt | None = None,
         stride: PositiveInt | None = None,
         label_smoothing: Share = 0.0,
+        class_weights: Literal["none"] | list[NonNegativeFloat] = "none",
         **options: Any,  # noqa: ANN401 — typed by `Task`
     ) -> None:
         super().__init__(backbone, adapter, head, **options)
@@ -78,7 +83,17 @@ class Segmentation(Task):
         self.window = window
         self.stride = stride or (None if window is None else max(1, round(window * 2 / 3)))
         self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
         count = len(class_names)
+        weights = None
+        if not isinstance(class_weights, str):
+            if len(class_weights) != count or not any(class_weights):
+                raise ConfigError(
+                    f"task.class_weights: expected one number for each of the {count} classes "
+                    f"({', '.join(class_names)}), not all 0, got {class_weights}"
+                )
+            weights = torch.tensor(class_weights)
+        self.register_buffer("loss_weights", weights, persistent=False)
         metrics = MetricCollection(
             {
                 "miou": MulticlassJaccardIndex(count, ignore_index=IGNORED),
@@ -96,19 +111,20 @@ class Segmentation(Task):
         Raises:
             ConfigError: The head gives no maps.
         """
-        if not isinstance(output, DenseOutput):
-            raise ConfigError(
-                "head.name: segmentation needs a head that gives a map, such as dense_linear, setr_pup or upernet"
-            )
-        found = {"loss": self._cross_entropy(output.logits, batch["mask"])}
+        output = _dense(output)
+        found = {"loss": self._cross_entropy(output.logits, batch["mask"], self.loss_weights)}
         if output.auxiliary and self.auxiliary_weight:
-            parts = [self._cross_entropy(logits, batch["mask"]) for logits in output.auxiliary]
+            parts = [self._cross_entropy(logits, batch["mask"], self.loss_weights) for logits in output.auxiliary]
             found["auxiliary"] = self.auxiliary_weight * torch.stack(parts).sum()
         return found
 
     def evaluation_losses(self, batch: Mapping[str, Any], output: DenseOutput) -> dict[str, Tensor]:
-        """The main loss alone."""
-        return {"loss": self.losses(batch, output)["loss"]}
+        """The main loss alone, unweighted.
+
+        Raises:
+            ConfigError: The head gives no maps.
+        """
+        return {"loss": self._cross_entropy(_dense(output).logits, batch["mask"], None)}
 
     def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: DenseOutput) -> None:
         """Figures of the stage; of training data only the loss is kept."""
@@ -205,10 +221,24 @@ class Segmentation(Task):
         """Figures of each class, and chosen pictures with their masks."""
         return SegmentationCollector(self.class_names, _labels, ignored=IGNORED, seed=seed)
 
-    def _cross_entropy(self, logits: Tensor, mask: Tensor) -> Tensor:
-        return functional.cross_entropy(
-            at(logits, mask).float(), mask, ignore_index=IGNORED, label_smoothing=self.label_smoothing
+    def _cross_entropy(self, logits: Tensor, mask: Tensor, weights: Tensor | None) -> Tensor:
+        logits = at(logits, mask).float()
+        if weights is None:
+            return functional.cross_entropy(logits, mask, ignore_index=IGNORED, label_smoothing=self.label_smoothing)
+        # Not the `weight` of `cross_entropy`: see `Classification`.
+        each = functional.cross_entropy(
+            logits, mask, ignore_index=IGNORED, label_smoothing=self.label_smoothing, reduction="none"
         )
+        counted = mask != IGNORED
+        return (weights[mask.where(counted, 0)] * each).sum() / counted.sum()
+
+
+def _dense(output: Any) -> DenseOutput:  # noqa: ANN401 — whatever a head gives
+    if not isinstance(output, DenseOutput):
+        raise ConfigError(
+            "head.name: segmentation needs a head that gives a map, such as dense_linear, setr_pup or upernet"
+        )
+    return output
 
 
 def _labels(batch: Mapping[str, Any], output: DenseOutput) -> Tensor:

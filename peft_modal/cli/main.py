@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from peft_modal._version import __version__
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when it worked, 2 for a mistake of the user, 1 for a bug, 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with _spoken_warnings():
+    with _spoken_warnings({"peft_modal"}):
         return _answered(arguments)
 
 
@@ -61,7 +61,7 @@ def _answered(arguments: list[str]) -> int:
 
 
 class _Spoken(logging.Handler):
-    """Says what the package warns of like errors, without their exit code."""
+    """Says what packages warn of like errors, without their exit code."""
 
     # Without `@override`, since `doctor` has to start where typing_extensions is missing.
     def emit(self, record: logging.LogRecord) -> None:
@@ -69,14 +69,16 @@ class _Spoken(logging.Handler):
 
 
 @contextmanager
-def _spoken_warnings() -> Iterator[None]:
-    """For the time of a command: the package stays silent where another program uses it."""
-    logger, handler = logging.getLogger("peft_modal"), _Spoken(logging.WARNING)
-    logger.addHandler(handler)
+def _spoken_warnings(packages: Iterable[str]) -> Iterator[None]:
+    """Say what these packages warn of for the time of a command: they stay silent where another program uses them."""
+    loggers, handler = [logging.getLogger(package) for package in packages], _Spoken(logging.WARNING)
+    for logger in loggers:
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -107,7 +109,8 @@ def _run(options: Options) -> int:
         return 0
     module, _, function = handler_of(options.verb).partition(":")
     handler: Callable[[Options], int] = getattr(importlib.import_module(module), function)
-    return handler(options)
+    with _spoken_warnings(default_registry().packages - {"peft_modal"}):
+        return handler(options)
 
 
 def _complain(text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections.abc
-import contextlib
 import inspect
 import types
 import typing
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from peft_modal.ranges import Range
+from peft_modal.ranges import Range, hints_of
 
 
 def parameters_of(cls: type) -> dict[str, inspect.Parameter]:
@@ -28,9 +27,8 @@ def type_hints(cls: type) -> dict[str, Any]:
     """Annotations of `parameters_of`, resolved where they can be."""
     resolved: dict[str, Any] = {}
     for constructor in reversed(_constructors(cls)):
-        # Names imported for type checkers only: the text of the annotation still tells the reader enough.
-        with contextlib.suppress(NameError, TypeError):
-            resolved.update(typing.get_type_hints(constructor, include_extras=True))
+        # Where there are none the text of the annotation still tells the reader enough.
+        resolved.update(hints_of(constructor))
     return {name: resolved.get(name, parameter.annotation) for name, parameter in parameters_of(cls).items()}
 
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from peft_modal.anatomy import Selector
 from peft_modal.attach import Adapter
 from peft_modal.methods.base import Method, beside_mlp, select_blocks
-from peft_modal.methods.bottleneck import Bottleneck, check_options, must_be_channels_last
+from peft_modal.methods.bottleneck import Bottleneck, must_be_channels_last
+from peft_modal.ranges import DropRate, PositiveInt
 
 
 class AdaptFormer(Method):
@@ -23,19 +24,15 @@ class AdaptFormer(Method):
             with `hidden_dim=8, scale=1`.
         dropout: Probability of zeroing a hidden channel.
         blocks: Blocks to adapt; see `Selector`; None for all.
-
-    Raises:
-        ConfigError: `hidden_dim` is below 1 or `dropout` outside 0..1.
     """
 
     identity_at_init = True
 
     def __init__(
-        self, *, hidden_dim: int = 64, scale: float | Literal["learned"] = 0.1,
-        norm: Literal["none", "in", "out"] = "none", dropout: float = 0.1,
+        self, *, hidden_dim: PositiveInt = 64, scale: float | Literal["learned"] = 0.1,
+        norm: Literal["none", "in", "out"] = "none", dropout: DropRate = 0.1,
         blocks: str | list[int] | dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        check_options(hidden_dim=hidden_dim, dropout=dropout)
         self.hidden_dim = hidden_dim
         self.scale: float | Literal["learned"] = scale
         self.norm: Literal["none", "in", "out"] = norm

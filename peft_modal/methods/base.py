@@ -11,20 +11,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from peft_modal.anatomy import Anatomy, Backbone, Port, Selector
 from peft_modal.attach import Adapter
 from peft_modal.attach.adapter import forget_compiled
-from peft_modal.errors import AttachError, ConfigError, SelectionError
+from peft_modal.errors import AttachError, SelectionError
+from peft_modal.ranges import ranged
 from peft_modal.registry import default_registry
 
 
 class Method(ABC):
     """Base of every method: constructor arguments are the configuration, `build` tells where what goes.
 
-    A method holds no tensors; one instance can be attached to any number of backbones.
+    A method holds no tensors; one instance can be attached to any number of backbones. Numbers outside the ranges that
+    its constructor's annotations name are refused also where it is called from Python; see `peft_modal.ranges`.
     """
 
     identity_at_init: ClassVar[bool]
     """Whether a freshly attached adapter leaves every output of the backbone as it was."""
     needs_backward_through_backbone: ClassVar[bool] = True
     """False for side networks on taps: tapped tensors are cut, and branches, prompts and leaves are refused."""
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = ranged(cls.__init__, where="method")  # type: ignore[method-assign]
 
     @abstractmethod
     def build(self, adapter: Adapter) -> None:
@@ -137,13 +144,3 @@ def select_blocks(anatomy: Anatomy, selector: Selector, *, role: str) -> list[Po
     """
     wanted = Selector(roles=(role,), blocks=selector.blocks, stacks=selector.stacks, path=selector.path)
     return [port for port in anatomy.select_ports(wanted, needs="read") if port.block is not None]
-
-
-def check_dropout(dropout: float) -> None:
-    """Refuse a probability that would drop everything.
-
-    Raises:
-        ConfigError: It is not in 0..1, 1 excluded.
-    """
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"method.dropout: {dropout} is outside 0..1")

@@ -11,9 +11,9 @@ from torch.nn import functional
 from peft_modal.anatomy import Selector
 from peft_modal.attach import Adapter
 from peft_modal.methods.base import Method, beside_mlp, select_blocks
-from peft_modal.methods.bottleneck import check_options, must_be_channels_last
+from peft_modal.methods.bottleneck import must_be_channels_last
 from peft_modal.methods.quantised import Bits, QuantisedMatrix
-from peft_modal.ranges import PositiveInt
+from peft_modal.ranges import DropRate, PositiveInt
 
 
 class BiAdaptFormer(Method):
@@ -35,10 +35,9 @@ class BiAdaptFormer(Method):
     identity_at_init = False
 
     def __init__(
-        self, *, hidden_dim: PositiveInt = 32, bits: Bits = 1, scale: float = 1.0, dropout: float = 0.1,
+        self, *, hidden_dim: PositiveInt = 32, bits: Bits = 1, scale: float = 1.0, dropout: DropRate = 0.1,
         blocks: str | list[int] | dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        check_options(hidden_dim=hidden_dim, dropout=dropout)
         self.hidden_dim = hidden_dim
         self.bits: Bits = bits
         self.scale = scale

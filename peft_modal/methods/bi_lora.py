@@ -11,9 +11,8 @@ from peft_modal.attach import Adapter, LowRankUpdate
 from peft_modal.errors import AttachError
 from peft_modal.methods.base import Method
 from peft_modal.methods.bi_adaptformer import draw_factors
-from peft_modal.methods.bottleneck import check_options
 from peft_modal.methods.quantised import Bits, QuantisedMatrix
-from peft_modal.ranges import PositiveInt
+from peft_modal.ranges import DropRate, PositiveInt
 
 
 class BiLoRA(Method):
@@ -36,9 +35,8 @@ class BiLoRA(Method):
 
     def __init__(
         self, *, sites: str | list[str] | dict[str, Any] = ["attn.q", "attn.v"],  # noqa: B006 — never changed
-        hidden_dim: PositiveInt = 32, bits: Bits = 1, scale: float = 1.0, dropout: float = 0.1,
+        hidden_dim: PositiveInt = 32, bits: Bits = 1, scale: float = 1.0, dropout: DropRate = 0.1,
     ) -> None:  # fmt: skip
-        check_options(hidden_dim=hidden_dim, dropout=dropout)
         self.sites = Selector.parse(sites)
         self.hidden_dim = hidden_dim
         self.bits: Bits = bits

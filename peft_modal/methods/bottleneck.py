@@ -8,8 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from peft_modal.errors import AttachError, ConfigError
-from peft_modal.methods.base import check_dropout
+from peft_modal.errors import AttachError
 
 Activation = Literal["gelu", "relu", "silu"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
@@ -77,17 +76,6 @@ class LearnedScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """X times the scalar."""
         return x * self.value
-
-
-def check_options(*, hidden_dim: int, dropout: float) -> None:
-    """Refuse a bottleneck that cannot be.
-
-    Raises:
-        ConfigError: `hidden_dim` is below 1 or `dropout` outside 0..1.
-    """
-    if hidden_dim < 1:
-        raise ConfigError(f"method.hidden_dim: {hidden_dim} is below 1")
-    check_dropout(dropout)
 
 
 def must_be_channels_last(channel_dim: int, port: str) -> None:

@@ -16,7 +16,7 @@ from peft_modal.attach.updates import drop_samples
 from peft_modal.errors import AttachError, ConfigError
 from peft_modal.methods.base import Method
 from peft_modal.methods.grouped import block_diagonal
-from peft_modal.ranges import NonNegativeFloat, PositiveInt, Share
+from peft_modal.ranges import DropRate, NonNegativeFloat, PositiveInt
 
 LINEARS = ("attn.qkv", "attn.q", "attn.k", "attn.v", "attn.out", "mlp")
 
@@ -37,7 +37,7 @@ class Consolidator(Method):
         init_bound: Weights and biases start within.
 
     Raises:
-        ConfigError: No group is given, or `drop_path` is 1.
+        ConfigError: No group is given.
     """
 
     identity_at_init = False
@@ -45,12 +45,10 @@ class Consolidator(Method):
     def __init__(
         self, *, sites: str | list[str] | dict[str, Any] = list(LINEARS),  # noqa: B006 — never changed
         groups: list[PositiveInt] = [384], shuffle: bool = False,  # noqa: B006
-        drop_path: Share = 0.0, init_bound: NonNegativeFloat = 1e-3,
+        drop_path: DropRate = 0.0, init_bound: NonNegativeFloat = 1e-3,
     ) -> None:  # fmt: skip
         if not groups:
             raise ConfigError("method.groups: the list is empty; name at least one number of groups")
-        if drop_path >= 1.0:
-            raise ConfigError("method.drop_path: 1 leaves everything out; use less")
         self.sites = Selector.parse(sites)
         self.groups = tuple(groups)
         self.shuffle = shuffle

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from peft_modal.anatomy import Context, Port, Selector, TokenLayout
 from peft_modal.attach import Adapter
 from peft_modal.attach.updates import drop_samples
-from peft_modal.errors import AttachError, ConfigError
+from peft_modal.errors import AttachError
 from peft_modal.methods.base import Method, select_blocks
 from peft_modal.methods.bottleneck import must_be_channels_last
-from peft_modal.ranges import PositiveInt, Share
+from peft_modal.ranges import DropRate, PositiveInt
 
 Places = Literal["both", "attention", "mlp"]
 ConvInit = Literal["identity", "xavier"]
@@ -41,11 +41,9 @@ class Convpass(Method):
 
     def __init__(
         self, *, hidden_dim: PositiveInt = 8, scale: float = 0.1, places: Places = "both",
-        conv_init: ConvInit = "identity", dropout: float = 0.1, drop_path: Share = 0.0,
+        conv_init: ConvInit = "identity", dropout: DropRate = 0.1, drop_path: DropRate = 0.0,
         blocks: str | list[int] | dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        if not 0.0 <= dropout < 1.0 or drop_path >= 1.0:
-            raise ConfigError(f"method.dropout: {dropout}, method.drop_path: {drop_path}; both must be below 1")
         self.hidden_dim = hidden_dim
         self.scale = scale
         self.places: Places = places

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from peft_modal.anatomy import Selector, WeightSite
 from peft_modal.attach import Adapter, LowRankUpdate
-from peft_modal.errors import AttachError, ConfigError
+from peft_modal.errors import AttachError
 from peft_modal.methods.base import Method
 from peft_modal.methods.grouped import block_diagonal
-from peft_modal.ranges import PositiveInt
+from peft_modal.ranges import DropRate, PositiveInt
 
 Form = Literal["tt", "tk"]
 LINEARS = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.in", "mlp.out")
@@ -39,10 +39,8 @@ class FacT(Method):
 
     def __init__(
         self, *, sites: str | list[str] | dict[str, Any] = list(LINEARS),  # noqa: B006 — never changed
-        form: Form = "tt", rank: PositiveInt = 16, scale: float = 1.0, dropout: float = 0.1,
+        form: Form = "tt", rank: PositiveInt = 16, scale: float = 1.0, dropout: DropRate = 0.1,
     ) -> None:  # fmt: skip
-        if not 0.0 <= dropout < 1.0:
-            raise ConfigError(f"method.dropout: {dropout} is outside 0..1")
         self.sites = Selector.parse(sites)
         self.form: Form = form
         self.rank = rank

@@ -14,8 +14,8 @@ from peft_modal.anatomy.context import in_backward
 from peft_modal.attach import Adapter, LifeCycle, Run
 from peft_modal.attach.dense_update import DenseUpdate
 from peft_modal.errors import AttachError
-from peft_modal.methods.base import Method, check_dropout
-from peft_modal.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Share
+from peft_modal.methods.base import Method
+from peft_modal.ranges import DropRate, NonNegativeInt, PositiveFloat, PositiveInt, Share
 
 SavedFor: TypeAlias = Any  # torch's context takes any attribute
 Transform = Literal["dense", "sparse"]
@@ -53,9 +53,8 @@ class LoCA(Method):
         self, *, sites: str | list[str] | dict[str, Any] = ["attn.q", "attn.v"],  # noqa: B006 — never changed
         num_frequencies: PositiveInt = 1000, alpha: float = 1.0, location_share: Share = 0.1,
         location_steps: NonNegativeInt | None = None, location_lr: PositiveFloat = 1e-4,
-        transform: Transform = "sparse", dropout: float = 0.0,
+        transform: Transform = "sparse", dropout: DropRate = 0.0,
     ) -> None:  # fmt: skip
-        check_dropout(dropout)
         self.sites = Selector.parse(sites)
         self.num_frequencies = num_frequencies
         self.alpha = alpha

@@ -8,9 +8,9 @@ from typing import Any
 from peft_modal.anatomy import Selector
 from peft_modal.attach import Adapter, LowRankUpdate
 from peft_modal.attach.updates import LowRankInit
-from peft_modal.errors import AttachError, ConfigError
-from peft_modal.methods.base import Method, check_dropout
-from peft_modal.ranges import PositiveFloat
+from peft_modal.errors import AttachError
+from peft_modal.methods.base import Method
+from peft_modal.ranges import DropRate, PositiveFloat, PositiveInt
 
 
 class LoRA(Method):
@@ -29,21 +29,15 @@ class LoRA(Method):
             function (MultiheadAttention).
         rank_stabilised: Divide by sqrt(rank) (Kalajdzievski, 2023, arXiv:2312.03732).
         init: `kaiming` as released, or `gaussian` as in the paper's text (standard deviation 1/rank).
-
-    Raises:
-        ConfigError: `rank` is below 1 or `dropout` outside 0..1.
     """
 
     identity_at_init = True
 
     def __init__(
         self, *, sites: str | list[str] | dict[str, Any] = ["attn.q", "attn.v"],  # noqa: B006 — never changed
-        rank: int = 8, alpha: PositiveFloat | None = None, dropout: float = 0.0, rank_stabilised: bool = False,
-        init: LowRankInit = "kaiming",
+        rank: PositiveInt = 8, alpha: PositiveFloat | None = None, dropout: DropRate = 0.0,
+        rank_stabilised: bool = False, init: LowRankInit = "kaiming",
     ) -> None:  # fmt: skip
-        if rank < 1:
-            raise ConfigError(f"method.rank: {rank} is below 1")
-        check_dropout(dropout)
         self.sites = Selector.parse(sites)
         self.rank = rank
         self.alpha = alpha

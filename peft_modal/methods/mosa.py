@@ -17,8 +17,8 @@ from peft_modal.attach.lifecycle import Batch, Output
 from peft_modal.attach.packing import PacksItself
 from peft_modal.errors import AttachError, ConfigError, FileFormatError
 from peft_modal.methods.base import Method, beside_mlp, select_blocks
-from peft_modal.methods.bottleneck import Activation, check_options, must_be_channels_last
-from peft_modal.ranges import NonNegativeFloat, PositiveInt, Range
+from peft_modal.methods.bottleneck import Activation, must_be_channels_last
+from peft_modal.ranges import DropRate, NonNegativeFloat, PositiveInt, Range
 
 Style = Literal["adaptformer", "pfeiffer", "houlsby"]
 Shared = Literal["down", "up", "none"]
@@ -94,7 +94,7 @@ class MoSA(Method):
         blocks: Blocks to adapt; see `Selector`; None for all.
 
     Raises:
-        ConfigError: A number is outside its range, a name is unknown, or `deep_consistency` lacks its second pass.
+        ConfigError: A name is unknown, or `deep_consistency` lacks its second pass.
     """
 
     identity_at_init = True
@@ -102,15 +102,11 @@ class MoSA(Method):
     def __init__(
         self, *, hidden_dim: PositiveInt = 64, experts: Experts = 4, share: Shared = "down",
         style: Style = "adaptformer", split: Split = "entry", activation: Activation | None = None,
-        scale: float | None = None, dropout: float | None = None, consistency: NonNegativeFloat = 1.0,
+        scale: float | None = None, dropout: DropRate | None = None, consistency: NonNegativeFloat = 1.0,
         deep_consistency: NonNegativeFloat = 0.0, blocks: str | list[int] | dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         _refuse_unknown(share=(share, Shared), style=(style, Style), split=(split, Split))
         own = _STYLES[style]
-        dropout = own.dropout if dropout is None else dropout
-        check_options(hidden_dim=hidden_dim, dropout=dropout)
-        if not 1 <= experts <= MOST_EXPERTS:
-            raise ConfigError(f"method.experts: {experts} is outside 1..{MOST_EXPERTS}")
         if deep_consistency and not consistency:
             raise ConfigError("method.deep_consistency: it needs the second pass; set method.consistency, too")
         self.hidden_dim = hidden_dim
@@ -120,7 +116,7 @@ class MoSA(Method):
         self.split: Split = split
         self.activation: Activation = own.activation if activation is None else activation
         self.scale = own.scale if scale is None else scale
-        self.dropout = dropout
+        self.dropout = own.dropout if dropout is None else dropout
         self.consistency = consistency
         self.deep_consistency = deep_consistency
         self.where = Selector.parse({"blocks": blocks})

@@ -7,7 +7,8 @@ from typing import Any
 from peft_modal.anatomy import Selector
 from peft_modal.attach import Adapter
 from peft_modal.methods.base import Method, select_blocks
-from peft_modal.methods.bottleneck import Activation, Bottleneck, check_options, must_be_channels_last
+from peft_modal.methods.bottleneck import Activation, Bottleneck, must_be_channels_last
+from peft_modal.ranges import DropRate, PositiveInt
 
 
 class Pfeiffer(Method):
@@ -21,18 +22,14 @@ class Pfeiffer(Method):
         blocks: Blocks to adapt; see `Selector` (`last: 4`, indices, ...); None for all.
         activation: Nonlinearity.
         dropout: Probability of zeroing a hidden channel.
-
-    Raises:
-        ConfigError: `hidden_dim` is below 1 or `dropout` outside 0..1.
     """
 
     identity_at_init = True
 
     def __init__(
-        self, *, hidden_dim: int = 64, blocks: str | list[int] | dict[str, Any] | None = None,
-        activation: Activation = "gelu", dropout: float = 0.0,
+        self, *, hidden_dim: PositiveInt = 64, blocks: str | list[int] | dict[str, Any] | None = None,
+        activation: Activation = "gelu", dropout: DropRate = 0.0,
     ) -> None:  # fmt: skip
-        check_options(hidden_dim=hidden_dim, dropout=dropout)
         self.hidden_dim = hidden_dim
         self.where = Selector.parse({"blocks": blocks})
         self.activation: Activation = activation

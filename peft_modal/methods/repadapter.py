@@ -17,7 +17,7 @@ from peft_modal.attach.operations import Operation
 from peft_modal.errors import AttachError, ConfigError
 from peft_modal.methods.base import Method
 from peft_modal.methods.grouped import block_diagonal
-from peft_modal.ranges import NonNegativeFloat, PositiveInt
+from peft_modal.ranges import DropRate, NonNegativeFloat, PositiveInt
 
 INPUTS = ("attn.qkv", "attn.q", "attn.k", "attn.v", "mlp.in", "mlp.gate")
 """What reads the output of a block's norms."""
@@ -41,20 +41,18 @@ class RepAdapter(Method):
             the loss with a factor of 1.
 
     Raises:
-        ConfigError: `groups` does not divide `hidden_dim`, or a number is outside its range.
+        ConfigError: `groups` does not divide `hidden_dim`.
     """
 
     identity_at_init = True
 
     def __init__(
         self, *, sites: str | list[str] | dict[str, Any] = list(INPUTS),  # noqa: B006 — never changed
-        hidden_dim: PositiveInt = 8, groups: PositiveInt = 2, scale: float = 1.0, dropout: float = 0.1,
+        hidden_dim: PositiveInt = 8, groups: PositiveInt = 2, scale: float = 1.0, dropout: DropRate = 0.1,
         norm_penalty: NonNegativeFloat = 0.0,
     ) -> None:  # fmt: skip
         if hidden_dim % groups:
             raise ConfigError(f"method.groups: {groups} does not divide method.hidden_dim, {hidden_dim}")
-        if not 0.0 <= dropout < 1.0:
-            raise ConfigError(f"method.dropout: {dropout} is outside 0..1")
         self.sites = Selector.parse(sites)
         self.hidden_dim = hidden_dim
         self.groups = groups

@@ -13,8 +13,8 @@ from peft_modal.anatomy import Selector, WeightSite
 from peft_modal.attach import Adapter
 from peft_modal.attach.dense_update import DenseUpdate
 from peft_modal.errors import AttachError, ConfigError
-from peft_modal.methods.base import Method, check_dropout
-from peft_modal.ranges import PositiveFloat, PositiveInt, Share
+from peft_modal.methods.base import Method
+from peft_modal.ranges import DropRate, PositiveFloat, PositiveInt, Share
 
 LINEARS = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.in", "mlp.out")
 Threshold = Literal["code", "paper"]
@@ -52,10 +52,10 @@ class SNELL(Method):
     def __init__(
         self, *, sites: str | list[str] | dict[str, Any] = list(LINEARS),  # noqa: B006 — never changed
         rank: PositiveInt = 8, sparsity: Share = 0.9, pieces: PositiveInt = 2,
-        coefficients: list[float] | None = None, norm: PositiveFloat = 2.0, dropout: float = 0.1,
-        drop_path: Share = 0.1, threshold: Threshold = "code", train_cls: bool = True,
+        coefficients: list[float] | None = None, norm: PositiveFloat = 2.0, dropout: DropRate = 0.1,
+        drop_path: DropRate = 0.1, threshold: Threshold = "code", train_cls: bool = True,
     ) -> None:  # fmt: skip
-        check(rank=rank, pieces=pieces, dropout=dropout, drop_path=drop_path)
+        check_pieces(rank=rank, pieces=pieces)
         if sparsity >= 1.0:
             raise ConfigError("method.sparsity: 1 leaves nothing to train; use less")
         self.sites = Selector.parse(sites)
@@ -206,14 +206,11 @@ def own_class_token(adapter: Adapter, selector: Selector) -> None:
             adapter.own(site)
 
 
-def check(*, rank: int, pieces: int, dropout: float, drop_path: float) -> None:
-    """Refuse what cannot be.
+def check_pieces(*, rank: int, pieces: int) -> None:
+    """Refuse pieces without a column.
 
     Raises:
-        ConfigError: The rank is below the number of pieces, or a probability is not below 1.
+        ConfigError: The rank is below the number of pieces.
     """
     if rank < pieces:
         raise ConfigError(f"method.rank: {rank} is below the kernel's {pieces} pieces")
-    check_dropout(dropout)
-    if drop_path >= 1.0:
-        raise ConfigError("method.drop_path: 1 leaves everything out; use less")

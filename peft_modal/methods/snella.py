@@ -14,8 +14,8 @@ from peft_modal.anatomy import Selector
 from peft_modal.attach import Adapter, LifeCycle, Run
 from peft_modal.errors import ConfigError
 from peft_modal.methods.base import Method
-from peft_modal.methods.snell import LINEARS, KernelUpdate, check, drops, own_class_token, select_linears
-from peft_modal.ranges import NonNegativeInt, PositiveInt, Share
+from peft_modal.methods.snell import LINEARS, KernelUpdate, check_pieces, drops, own_class_token, select_linears
+from peft_modal.ranges import DropRate, NonNegativeInt, PositiveInt, Share
 
 Form = Literal["sparse", "mixk"]
 BETAS = (0.85, 0.85)
@@ -52,10 +52,10 @@ class SNELLA(Method):
         self, *, sites: str | list[str] | dict[str, Any] = list(LINEARS),  # noqa: B006 — never changed
         rank: PositiveInt = 32, initial_sparsity: Share = 0.01, target_sparsity: Share = 0.8,
         initial_epochs: NonNegativeInt = 0, final_epochs: NonNegativeInt = 0, interval: PositiveInt = 1,
-        betas: tuple[Share, Share] = BETAS, form: Form = "sparse", dropout: float = 0.1, drop_path: Share = 0.1,
+        betas: tuple[Share, Share] = BETAS, form: Form = "sparse", dropout: DropRate = 0.1, drop_path: DropRate = 0.1,
         train_cls: bool = True,
     ) -> None:  # fmt: skip
-        check(rank=rank, pieces=2, dropout=dropout, drop_path=drop_path)
+        check_pieces(rank=rank, pieces=2)
         if max(initial_sparsity, target_sparsity) >= 1.0:
             raise ConfigError("method.target_sparsity: 1 leaves nothing to train; use less")
         self.sites = Selector.parse(sites)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from peft_modal.anatomy import Selector
 from peft_modal.attach import Adapter
-from peft_modal.errors import ConfigError
 from peft_modal.methods.base import Method
+from peft_modal.ranges import NonNegativeFloat
 
 
 class SSF(Method):
@@ -23,17 +23,14 @@ class SSF(Method):
     Args:
         sites: Operations to modulate; None for every linear, convolution and norm.
         init_std: Standard deviation of scale around 1 and of shift around 0.
-
-    Raises:
-        ConfigError: `init_std` is negative.
     """
 
     identity_at_init = False
 
-    def __init__(self, *, sites: str | list[str] | dict[str, Any] | None = None, init_std: float = 0.02) -> None:
+    def __init__(
+        self, *, sites: str | list[str] | dict[str, Any] | None = None, init_std: NonNegativeFloat = 0.02
+    ) -> None:
         self.sites = Selector() if sites is None else Selector.parse(sites)
-        if init_std < 0:
-            raise ConfigError(f"method.init_std: {init_std} is negative")
         self.init_std = init_std
 
     def build(self, adapter: Adapter) -> None:

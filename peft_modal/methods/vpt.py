@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from peft_modal.anatomy import Context, Selector
 from peft_modal.attach import Adapter, PromptSource
-from peft_modal.errors import AttachError, ConfigError
-from peft_modal.methods.base import Method, check_dropout
-from peft_modal.ranges import PositiveInt
+from peft_modal.errors import AttachError
+from peft_modal.methods.base import Method
+from peft_modal.ranges import DropRate, PositiveInt
 
 PromptInit = Literal["xavier", "normal"]
 
@@ -35,21 +35,15 @@ class VPT(Method):
         patch_size: Patch size in the bound of `xavier`.
         dropout: Probability of zeroing a prompt entry.
         stacks: Token stacks to act on; None for every one that takes prompts.
-
-    Raises:
-        ConfigError: `num_tokens` is below 1 or `dropout` outside 0..1.
     """
 
     identity_at_init = False
 
     def __init__(
-        self, *, num_tokens: int = 10, deep: bool = True, place: Literal["prefix", "end"] = "prefix",
-        init: PromptInit | None = None, patch_size: PositiveInt = 16, dropout: float = 0.0,
+        self, *, num_tokens: PositiveInt = 10, deep: bool = True, place: Literal["prefix", "end"] = "prefix",
+        init: PromptInit | None = None, patch_size: PositiveInt = 16, dropout: DropRate = 0.0,
         stacks: str | list[str] | None = None,
     ) -> None:  # fmt: skip
-        if num_tokens < 1:
-            raise ConfigError(f"method.num_tokens: {num_tokens} is below 1")
-        check_dropout(dropout)
         self.num_tokens = num_tokens
         self.deep = deep
         self.place: Literal["prefix", "end"] = place

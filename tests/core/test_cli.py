@@ -309,6 +309,27 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+def test_what_a_plugin_warns_of_is_said_like_what_the_core_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = Plugin("acme", methods={"spin": Entry("acme_shapes.methods:Spin")})
+    registry = Registry.from_plugins([(plugin, "acme-shapes")])
+
+    def warn(_: Options) -> int:
+        logging.getLogger("acme_shapes.methods.spin").warning("%d angles are zero", 3)
+        logging.getLogger("peft_modal.data.cache").warning("made again")
+        logging.getLogger("another").info("unheard")
+        return 0
+
+    monkeypatch.setattr(main_module, "default_registry", lambda: registry)
+    monkeypatch.setattr(listing, "warn", warn, raising=False)
+    monkeypatch.setattr(main_module, "handler_of", lambda _: f"{listing.__name__}:warn")
+
+    assert main(["list"]) == 0
+    assert capsys.readouterr().err == "warning: 3 angles are zero\nwarning: made again\n"
+    assert logging.getLogger("acme_shapes").handlers == []
+
+
 def test_what_the_package_warns_of_is_said_once_and_only_during_a_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -143,7 +143,7 @@ def test_dropout_acts_on_the_updates_input_alone() -> None:
 
 
 def test_dropout_of_everything_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"method\.dropout: 1\.0"):
+    with pytest.raises(ConfigError, match=r"method\.dropout: expected a number from 0 to below 1, got 1\.0"):
         LoCA(dropout=1.0)
 
 

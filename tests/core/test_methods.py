@@ -289,14 +289,20 @@ def test_the_scale_of_lora(options: dict[str, object], scale: float) -> None:
 
 
 MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
-    "lora rank": (lambda: LoRA(rank=0), r"method\.rank: 0 is below 1"),
-    "lora dropout": (lambda: LoRA(dropout=1.0), r"method\.dropout: 1\.0 is outside 0\.\.1"),
-    "adaptformer width": (lambda: AdaptFormer(hidden_dim=0), r"method\.hidden_dim: 0 is below 1"),
-    "houlsby dropout": (lambda: Houlsby(dropout=-0.1), r"method\.dropout: -0\.1 is outside 0\.\.1"),
-    "pfeiffer width": (lambda: Pfeiffer(hidden_dim=-3), r"method\.hidden_dim: -3 is below 1"),
-    "vpt tokens": (lambda: VPT(num_tokens=0), r"method\.num_tokens: 0 is below 1"),
-    "vpt dropout": (lambda: VPT(dropout=2.0), r"method\.dropout: 2\.0 is outside 0\.\.1"),
-    "ssf spread": (lambda: SSF(init_std=-1.0), r"method\.init_std: -1\.0 is negative"),
+    "lora rank": (lambda: LoRA(rank=0), r"method\.rank: expected a number of at least 1, got 0$"),
+    "lora dropout": (lambda: LoRA(dropout=1.0), r"method\.dropout: expected a number from 0 to below 1, got 1\.0"),
+    "adaptformer width": (
+        lambda: AdaptFormer(hidden_dim=0),
+        "hidden_dim: expected a number of at least 1, got 0",
+    ),
+    "houlsby dropout": (
+        lambda: Houlsby(dropout=-0.1),
+        "expected a number from 0 to below 1, got -0.1",
+    ),
+    "pfeiffer width": (lambda: Pfeiffer(hidden_dim=-3), r"method\.hidden_dim: expected a number of at least 1, got -3"),
+    "vpt tokens": (lambda: VPT(num_tokens=0), r"method\.num_tokens: expected a number of at least 1, got 0"),
+    "vpt dropout": (lambda: VPT(dropout=2.0), "expected a number from 0 to below 1, got 2.0"),
+    "ssf spread": (lambda: SSF(init_std=-1.0), r"method\.init_std: expected a number of at least 0, got -1\.0"),
     "compose nothing": (lambda: Compose(methods=[]), r"method\.methods: compose needs at least one method"),
     "compose text": (lambda: Compose(methods=["lora"]), r"method\.methods\[0\]: expected a mapping with 'name', got"),
     "compose nameless": (lambda: Compose(methods=[LoRA(), {"rank": 2}]), r"method\.methods\[1\]: expected a mapping"),

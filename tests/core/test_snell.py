@@ -128,8 +128,8 @@ def test_it_merges_and_packed_attention_takes_it_without_dropout() -> None:
         (lambda: SNELL(rank=1), "1 is below the kernel's 2 pieces"),
         (lambda: SNELL(coefficients=[0.1]), "method.coefficients: 1 numbers for 2 pieces"),
         (lambda: SNELL(sparsity=1.0), "method.sparsity: 1 leaves nothing"),
-        (lambda: SNELL(dropout=1.0), "method.dropout: 1.0"),
-        (lambda: SNELL(drop_path=1.0), "method.drop_path: 1"),
+        (lambda: SNELL(dropout=1.0), "method.dropout: expected a number from 0 to below 1, got 1.0"),
+        (lambda: SNELL(drop_path=1.0), "method.drop_path: expected a number from 0 to below 1, got 1.0"),
         (lambda: SNELLA(target_sparsity=1.0), "method.target_sparsity: 1 leaves nothing"),
     ],
 )

@@ -187,7 +187,11 @@ def test_a_file_of_another_network_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "sentence"), [(lambda: SPT(dropout=1.0), "method.dropout: 1.0"), (lambda: SPT(drop_path=1.0), "drop_path")]
+    ("make", "sentence"),
+    [
+        (lambda: SPT(dropout=1.0), "method.dropout: expected a number from 0 to below 1, got 1.0"),
+        (lambda: SPT(drop_path=1.0), "drop_path"),
+    ],
 )
 def test_wrong_numbers_are_refused(make: Any, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):

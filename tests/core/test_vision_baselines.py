@@ -130,12 +130,12 @@ def test_q_k_and_v_of_their_own_share_a_bottleneck() -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: FacT(dropout=1.0), "method.dropout: 1.0"),
+        (lambda: FacT(dropout=1.0), "method.dropout: expected a number from 0 to below 1, got 1.0"),
         (lambda: RepAdapter(hidden_dim=6, groups=4), "4 does not divide method.hidden_dim, 6"),
-        (lambda: RepAdapter(dropout=-0.1), "method.dropout: -0.1"),
-        (lambda: Convpass(drop_path=1.0), "method.drop_path: 1.0"),
+        (lambda: RepAdapter(dropout=-0.1), "method.dropout: expected a number from 0 to below 1, got -0.1"),
+        (lambda: Convpass(drop_path=1.0), "method.drop_path: expected a number from 0 to below 1, got 1.0"),
         (lambda: Consolidator(groups=[]), "method.groups: the list is empty"),
-        (lambda: Consolidator(drop_path=1.0), "method.drop_path: 1"),
+        (lambda: Consolidator(drop_path=1), "method.drop_path: expected a number from 0 to below 1, got 1$"),
     ],
 )
 def test_wrong_numbers_are_refused(make: Any, sentence: str) -> None:

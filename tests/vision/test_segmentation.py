@@ -13,13 +13,15 @@ from PIL import Image
 
 from peft_modal.__main__ import main
 from peft_modal.errors import ConfigError, DataError
+from peft_modal.methods.lora import LoRA
+from peft_modal_heads.dense import DenseOutput
 from peft_modal_heads.dense_linear import DenseLinear
 from peft_modal_heads.setr import SETRPUP
 from peft_modal_heads.upernet import UPerNet, pyramid
 from peft_modal_vision.backbone import ConvNeXt, Swin, ViT
 from peft_modal_vision.masks import Masks, Scenes, find_pairs, read_mask
 from peft_modal_vision.patterns import SCENE_CLASSES
-from peft_modal_vision.segmentation import IGNORED, windows
+from peft_modal_vision.segmentation import IGNORED, Segmentation, windows
 
 SIZES = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2}
 
@@ -142,6 +144,38 @@ def test_scenes_are_learnt_by_a_step(tmp_path: Path, monkeypatch: Any) -> None:
         encoding="utf-8",
     )
     assert main(["fit", "--config", "run.yaml", "--out", "run"]) == 0
+
+
+def small_task(**options: Any) -> Segmentation:
+    backbone = vit(1)
+    adapter = LoRA(rank=1).attach(backbone)
+    return Segmentation(backbone, adapter, DenseLinear(backbone.feature_spec(), 3), ("sky", "sea", "boat"), **options)
+
+
+def test_class_weights_are_factors_of_the_training_losses_of_pixels() -> None:
+    logits = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 8, 8, dtype=torch.int64)
+    mask[:, 4:], mask[0, 0, 0], mask[1, 7] = 1, 2, IGNORED
+    weights = [0.5, 1.0, 20.0]
+    each = torch.nn.functional.cross_entropy(logits, mask, ignore_index=IGNORED, reduction="none")
+    counted = mask != IGNORED
+    factors = torch.tensor(weights)[mask.clamp(max=2)] * counted
+    output = DenseOutput(logits, (logits,))
+
+    weighted = small_task(class_weights=weights).losses({"mask": mask}, output)
+    plain = small_task().losses({"mask": mask}, output)
+
+    torch.testing.assert_close(weighted["loss"], (each * factors).sum() / counted.sum())
+    torch.testing.assert_close(weighted["auxiliary"], 0.4 * weighted["loss"])
+    torch.testing.assert_close(plain["loss"], each[counted].mean())
+    evaluated = small_task(class_weights=weights).evaluation_losses({"mask": mask}, output)
+    torch.testing.assert_close(evaluated["loss"], plain["loss"])
+    assert not any("weights" in name for name in small_task(class_weights=weights).state_dict())
+
+
+def test_class_weights_that_do_not_fit_the_classes_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"task\.class_weights: expected one number for each of the 3 classes"):
+        small_task(class_weights=[1.0, 2.0])
 
 
 def test_a_head_without_a_map_is_refused(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

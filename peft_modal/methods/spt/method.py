@@ -16,11 +16,11 @@ from peft_modal.anatomy import Backbone, Selector
 from peft_modal.attach import Adapter, LifeCycle, LowRankUpdate, Run
 from peft_modal.attach.lifecycle import Batch, Losses, total
 from peft_modal.attach.updates import drop_samples
-from peft_modal.errors import AttachError, ConfigError, FileFormatError, TrainingError
+from peft_modal.errors import AttachError, FileFormatError, TrainingError
 from peft_modal.methods.base import Method
 from peft_modal.methods.spt.allocation import Allocation, Target, allocate
 from peft_modal.methods.spt.places import MATRICES, Place, places_of
-from peft_modal.ranges import PositiveFloat, PositiveInt, Share
+from peft_modal.ranges import DropRate, PositiveFloat, PositiveInt
 
 _LOG = logging.getLogger(__name__)
 Form = Literal["lora", "adapter"]
@@ -65,11 +65,9 @@ class SPT(Method):
         self, *, sites: str | list[str] | dict[str, Any] = list(MATRICES),  # noqa: B006 — never changed
         form: Form = "lora", rank: PositiveInt = 8, budget: PositiveFloat = 0.4, unit: PositiveFloat = 1e6,
         alpha: PositiveFloat = 10.0, beta: PositiveFloat = 5.0, batches: PositiveInt = 16,
-        structured_only: bool = False, norm_entries: bool = False, init: Init = "zero", dropout: float = 0.1,
-        drop_path: Share = 0.1, train_cls: bool = True,
+        structured_only: bool = False, norm_entries: bool = False, init: Init = "zero", dropout: DropRate = 0.1,
+        drop_path: DropRate = 0.1, train_cls: bool = True,
     ) -> None:  # fmt: skip
-        if not 0.0 <= dropout < 1.0 or drop_path >= 1.0:
-            raise ConfigError(f"method.dropout: {dropout}, method.drop_path: {drop_path}; both must be below 1")
         self.sites = Selector.parse(sites)
         self.form: Form = form
         self.rank = rank
