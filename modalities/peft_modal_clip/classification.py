@@ -78,9 +78,10 @@ class ClassNames(Classification):
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits (B, C) float32; while base classes are trained, theirs."""
         image = super().forward({"image": batch["image"]})
-        scale = self.backbone.similarity_scale  # type: ignore[operator]
+        scale: Any = self.backbone.similarity_scale
         texts = self.class_embeddings()[: self.num_base if self.training else None]
-        return scale * functional.normalize(image[:, 0].float(), dim=-1) @ texts.T
+        logits: Tensor = scale * functional.normalize(image[:, 0].float(), dim=-1) @ texts.T
+        return logits
 
     def losses(self, batch: Mapping[str, Any], output: Tensor) -> dict[str, Tensor]:
         """See `Classification`.

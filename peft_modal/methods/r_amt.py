@@ -35,7 +35,7 @@ class RAMT(Method):
     weights are kept at first. Where the gradient a of the task, and g of the distance to the model without masks,
     pull an entry apart, a is dropped at random: with P = (sign(a) (a + g) / (|a| + |g|) + 1) / 2 and U uniform, the
     gradient is (1 - lambda + lambda 1[P > U]) a. g takes no other part. That model's logits mean something from the
-    start where its head does: a zero-shot classifier's. Without the second gradient (`gradient_dropout: 0`) this is the
+    start where its head does: a zero-shot classifier's. Without the second gradient (`gate_strength: 0`) this is the
     paper's AMT. Merges exactly; a file holds one bit per entry.
 
     As in the released code and unlike the method's name the patch embedding is masked, too; and the first term's norm
@@ -45,7 +45,7 @@ class RAMT(Method):
         sites: The linears and convolutions among these sites; whole fused tensors go before their slices.
         threshold: A weight is kept where m is above.
         init: Of every m.
-        gradient_dropout: lambda: how much of a dropped gradient is gone.
+        gate_strength: lambda: how much of a dropped gradient is gone; 0 drops nothing and takes one gradient.
         norm_weight: Of the sum over tensors of the Euclidean norm of m.
         temperature: Of the softmax that both models are compared by.
 
@@ -57,7 +57,7 @@ class RAMT(Method):
 
     def __init__(
         self, *, sites: str | list[str] | dict[str, Any] = ["embed", "attn"],  # noqa: B006 — never changed
-        threshold: float = 5e-3, init: float = 1e-2, gradient_dropout: Share = 0.3,
+        threshold: float = 5e-3, init: float = 1e-2, gate_strength: Share = 0.3,
         norm_weight: NonNegativeFloat = 1e-4, temperature: PositiveFloat = 1.0,
     ) -> None:  # fmt: skip
         if init <= threshold:
@@ -67,14 +67,14 @@ class RAMT(Method):
         self.sites = Selector.parse(sites)
         self.threshold = threshold
         self.init = init
-        self.gradient_dropout = gradient_dropout
+        self.gate_strength = gate_strength
         self.norm_weight = norm_weight
         self.temperature = temperature
 
     @classmethod
     def example(cls) -> RAMT:
         """Without the comparison of logits, which a bare backbone does not give."""
-        return cls(gradient_dropout=0.0)
+        return cls(gate_strength=0.0)
 
     def build(self, adapter: Adapter) -> None:
         """A mask per tensor."""
@@ -84,7 +84,7 @@ class RAMT(Method):
                 masks[site.name] = Mask(site.shape, threshold=self.threshold, init=self.init)
                 adapter.reparametrise(site, masks[site.name])
                 adapter.optimise(f"{site.name}.mask_logit", decay=False)
-        kind = RegularisedMasks if self.gradient_dropout else Masks
+        kind = RegularisedMasks if self.gate_strength else Masks
         adapter.listen(kind(self, adapter, masks), name="r_amt", training_only=True)
 
 
@@ -241,7 +241,7 @@ class RegularisedMasks(Masks):
         if run.forward is not None and not run.gives_logits:
             raise TrainingError(
                 "r_amt compares class logits with and without masks, and this task gives none; set "
-                "method.gradient_dropout to 0"
+                "method.gate_strength to 0"
             )
         self._run = run
 
@@ -293,7 +293,7 @@ class RegularisedMasks(Masks):
             own = logit.grad
             assert own is not None
             noise = _shared(torch.rand_like(own))
-            gated = gate(own, _mean(other), noise, self.method.gradient_dropout, epsilon=EPSILON * scale)
+            gated = gate(own, _mean(other), noise, self.method.gate_strength, epsilon=EPSILON * scale)
             logit.grad = gated if earlier is None else earlier + gated
 
 

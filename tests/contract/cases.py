@@ -133,8 +133,8 @@ CONFIGURATIONS: dict[str, Configuration] = {
         "loca", sites=["mlp"], num_frequencies=12, alpha=2.0, location_steps=0, transform="dense"
     ),
     "loca_dropout": _configured("loca", sites=["mlp"], num_frequencies=12, location_steps=0, dropout=0.3),
-    "r_amt": _configured("r_amt", gradient_dropout=0.0),
-    "r_amt_regularised": _configured("r_amt", sites=["mlp"], gradient_dropout=0.5),
+    "r_amt": _configured("r_amt", gate_strength=0.0),
+    "r_amt_regularised": _configured("r_amt", sites=["mlp"], gate_strength=0.5),
     "repadapter": _configured("repadapter", hidden_dim=4, dropout=0.0, norm_penalty=0.1),
     "repadapter_mlp": _configured("repadapter", sites=["mlp.in"], hidden_dim=4, groups=4, scale=0.5),
     "convpass": _configured("convpass", hidden_dim=4),

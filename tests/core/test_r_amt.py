@@ -96,7 +96,7 @@ def test_the_default_is_the_patch_embedding_and_all_of_attention_and_a_file_is_a
 
 def test_masks_merge_and_load_exactly() -> None:
     backbone, other = TinyCLIP(), TinyCLIP()
-    adapter, loaded = RAMT(gradient_dropout=0).attach(backbone), RAMT(gradient_dropout=0).attach(other)
+    adapter, loaded = RAMT(gate_strength=0).attach(backbone), RAMT(gate_strength=0).attach(other)
     shake(adapter)
     loaded.load(adapter.state())
     batch = backbone.example_batch()
@@ -157,7 +157,7 @@ def test_without_masks_the_model_is_the_teacher_and_its_loss_pulls_nowhere() -> 
 
 
 def test_gradients_of_micro_batches_add_up_and_scaling_changes_nothing() -> None:
-    model = Model(gradient_dropout=1.0)
+    model = Model(gate_strength=1.0)
     shake(model.adapter)
     once = model.gradients()
     assert any(bool((gradient == 0).any()) for gradient in once)
@@ -172,7 +172,7 @@ def test_gradients_of_micro_batches_add_up_and_scaling_changes_nothing() -> None
 
 def test_what_is_trained_beside_the_masks_learns_from_the_task_alone() -> None:
     backbone = TinyViT(depth=2)
-    adapter = Compose(methods=[RAMT(gradient_dropout=1.0), LoRA(sites=["mlp"], rank=2)]).attach(backbone)
+    adapter = Compose(methods=[RAMT(gate_strength=1.0), LoRA(sites=["mlp"], rank=2)]).attach(backbone)
     run = next(module for module in adapter.modules() if isinstance(module, RegularisedMasks))
     run.on_fit_start(Run(10, [], torch.Generator(), {}, forward=lambda batch: backbone(batch).tokens[:, 0],
                          gives_logits=True))  # fmt: skip
@@ -188,23 +188,23 @@ def test_what_is_trained_beside_the_masks_learns_from_the_task_alone() -> None:
 
 def test_a_task_without_logits_is_refused_unless_nothing_is_compared() -> None:
     adapter = RAMT().attach(TinyViT())
-    with pytest.raises(TrainingError, match=r"set method\.gradient_dropout to 0"):
+    with pytest.raises(TrainingError, match=r"set method\.gate_strength to 0"):
         adapter.events.on_fit_start(Run(1, [], torch.Generator(), {}, forward=lambda batch: batch))
-    assert not RAMT(gradient_dropout=0.0).attach(TinyViT()).events.wants("compute_gradients")
+    assert not RAMT(gate_strength=0.0).attach(TinyViT()).events.wants("compute_gradients")
 
 
 @pytest.mark.parametrize(("travel", "warns"), [(7.4e-3, True), (7.6e-3, False)])
 def test_a_run_too_short_for_any_mask_to_flip_is_said(
     caplog: pytest.LogCaptureFixture, travel: float, warns: bool
 ) -> None:
-    adapter = RAMT(gradient_dropout=0.0).attach(TinyViT())
+    adapter = RAMT(gate_strength=0.0).attach(TinyViT())
     with caplog.at_level(logging.WARNING):
         adapter.events.on_fit_start(Run(1, [], torch.Generator(), {}, learning_rates=lambda _: travel))
     assert ("the learning rates of all steps add up to" in caplog.text) == warns
 
 
 def test_what_is_gone_is_counted() -> None:
-    adapter = RAMT(gradient_dropout=0.0).attach(TinyViT(depth=2))
+    adapter = RAMT(gate_strength=0.0).attach(TinyViT(depth=2))
     assert set(adapter.events.site_entries().values()) == {0}
     shake(adapter)
     gone = adapter.events.site_entries()

@@ -37,7 +37,7 @@ def _step(case: GoldenCase, backbone: OpenCLIPBackbone, strength: float, *, is_f
     roles = [ROLES[name] for name in case.setting("masked")]
     method = RAMT(
         sites={"roles": roles, "stacks": ["visual"]}, threshold=case.setting("threshold"),
-        init=case.setting("mask_init"), gradient_dropout=strength or 1.0, norm_weight=case.setting("mask_loss_weight"),
+        init=case.setting("mask_init"), gate_strength=strength or 1.0, norm_weight=case.setting("mask_loss_weight"),
         temperature=case.setting("temperature", 1.0),
     )  # fmt: skip
     adapter = method.attach(backbone)
@@ -60,7 +60,7 @@ def _step(case: GoldenCase, backbone: OpenCLIPBackbone, strength: float, *, is_f
         _compare_losses(case, losses, logits, run.teacher(batch), method, masks)
     noise = iter([case.take(f"in.noise.{name}") for name in masks])
     with patch.object(r_amt, "_shared", lambda _: next(noise)):
-        run.method.gradient_dropout = strength
+        run.method.gate_strength = strength
         run.compute_gradients(losses, dict, lambda loss: loss.backward())  # type: ignore[arg-type, no-untyped-call]
     for name, mask in masks.items():
         case.compare(f"out.lam{strength:g}.grad.{name}.mask_logit", mask.mask_logit.grad)
