@@ -31,7 +31,7 @@ class Method(ABC):
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         if "__init__" in vars(cls):
-            setattr(cls, "__init__", ranged(cls.__init__, where="method"))  # noqa: B010 — no checker lets it be assigned
+            cls.__init__ = ranged(cls.__init__, where="method")  # type: ignore[method-assign, assignment]
 
     @abstractmethod
     def build(self, adapter: Adapter) -> None:
