@@ -6,6 +6,8 @@ carry no gradient, and are the same on every device up to rounding. Coordinates 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ _NEVER = -1.0
 
 
 @torch.no_grad()
-def farthest_point_sample(points: Tensor, num: int) -> Tensor:
+def farthest_point_sample(points: Tensor, num: int, *, skip_origin: bool = True) -> Tensor:
     """Picks `num` points per cloud, each the farthest from those picked before (Point-MAE, ECCV 2022).
 
     Follows the PointNet++ kernel that all published point transformers were trained with, to the index: the first
@@ -29,6 +31,7 @@ def farthest_point_sample(points: Tensor, num: int) -> Tensor:
     Args:
         points: Coordinates (B, N, 3).
         num: How many to pick; may exceed N, which repeats points.
+        skip_origin: Skip points near the origin, as the kernel does; data code in NumPy knows no such rule.
 
     Returns:
         Indices (B, num), int64.
@@ -44,20 +47,42 @@ def farthest_point_sample(points: Tensor, num: int) -> Tensor:
     axes = points.detach().float().permute(2, 0, 1).contiguous()  # (3, B, N)
     norm = axes.square().sum(0)
     # The kernel compares its float with a double constant; float32(1e-3) lies just above it.
-    running = norm.new_full(norm.shape, _UNREACHED).masked_fill_(norm.double() <= NEAR_ORIGIN, _NEVER)
+    running = norm.new_full(norm.shape, _UNREACHED)
+    if skip_origin:
+        running.masked_fill_(norm.double() <= NEAR_ORIGIN, _NEVER)
     picked = torch.zeros(num, batch, 1, dtype=torch.long, device=points.device)
 
     # This loop runs in every training step: each operation writes into memory taken once.
     difference = torch.empty_like(axes)
     squared, squared_y, squared_z = difference
-    farthest = running.new_empty(batch, 1)
+    pick = _numpy_argmax(running) if _is_plain(running) else _torch_argmax(running)
     for step in range(1, num):
         torch.sub(axes, axes.gather(2, picked[step - 1].expand(3, batch, 1)), out=difference)
         difference.mul_(difference)
         squared.add_(squared_y).add_(squared_z)
         torch.minimum(running, squared, out=running)
-        torch.max(running, 1, keepdim=True, out=(farthest, picked[step]))
+        pick(picked[step])
     return picked.squeeze(2).T.contiguous()
+
+
+_Pick = Callable[[Tensor], object]
+"""Writes the place of each row's first maximum into (B, 1)."""
+
+
+def _is_plain(values: Tensor) -> bool:
+    """Whether NumPy may look into the memory: no GPU, no graph being traced, no tensor without values."""
+    return values.device.type == "cpu" and type(values) is Tensor and not torch.compiler.is_compiling()
+
+
+def _numpy_argmax(values: Tensor) -> _Pick:
+    # NumPy's argmax is vectorised on a CPU, torch's is not: it would take more time than all the rest of a step.
+    array = values.numpy()
+    return lambda out: array.argmax(1, out=out.squeeze(1).numpy())
+
+
+def _torch_argmax(values: Tensor) -> _Pick:
+    largest = values.new_empty(len(values), 1)
+    return lambda out: torch.max(values, 1, keepdim=True, out=(largest, out))
 
 
 @torch.no_grad()
