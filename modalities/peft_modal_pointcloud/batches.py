@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -50,9 +51,13 @@ def read_pool(path: Path, num_points: int, normalize: Normalize) -> Tensor:
     return unit(points) if normalize == "unit" else points
 
 
+POOL_POINTS: Mapping[int, int] = MappingProxyType({1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192})
+"""By the points per cloud: of how many they are drawn, in the code that all point transformers share."""
+
+
 def vote_points(num_points: int) -> int:
-    """Size of the pool that votes draw from, as in the authors' evaluation."""
-    return {1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192}.get(num_points, round(num_points * 1200 / 1024))
+    """Size of the pool that votes draw from, as in the authors' evaluation; in proportion for other numbers."""
+    return POOL_POINTS.get(num_points, round(num_points * 1200 / 1024))
 
 
 def farthest(points: Tensor, count: int) -> Tensor:
@@ -122,15 +127,23 @@ class Files(Dataset[Batch]):
         files: Paths.
         num_points: Points per cloud.
         normalize: See `PointClouds`.
+        choose: Takes that many of a cloud's points.
     """
 
-    def __init__(self, files: Sequence[Path], num_points: int, normalize: Normalize) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        num_points: int,
+        normalize: Normalize,
+        choose: Callable[[Tensor, int], Tensor] = fixed_subset,
+    ) -> None:
         self.files = files
         self.num_points = num_points
         self.normalize: Normalize = normalize
+        self.choose = choose
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Batch:
-        return {"points": fixed_subset(read_pool(self.files[index], self.num_points, self.normalize), self.num_points)}
+        return {"points": self.choose(read_pool(self.files[index], self.num_points, self.normalize), self.num_points)}

@@ -5,7 +5,7 @@ A batch is a dict: `points` (B, P, 3) float32 and, where there are labels, `labe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import PARTS, Part, SplitData, require_positive
 from peft_modal.errors import ConfigError, DataError
 from peft_modal.ranges import NonNegativeInt, PositiveInt, Share
-from peft_modal_pointcloud.augment import build_augment, scale_translate
+from peft_modal_pointcloud.augment import AugmentNames, build_augment, scale_translate
 from peft_modal_pointcloud.batches import (
     CloudSet,
     Files,
@@ -49,7 +49,7 @@ class PointClouds(SplitData):
         batch_size: Clouds per training batch; evaluation takes twice as many.
         num_points: Points per cloud in a batch.
         normalize: `unit`: each cloud is centred and scaled to the unit sphere; `none`: coordinates as stored.
-        augment: Names of augmentations for training, applied in this order.
+        augment: Of training: `rotate`, `scale_translate`, `jitter`, `none`, or a list of them, applied in this order.
         seed: Of order, draws and augmentation.
         num_workers: Processes that prepare batches.
 
@@ -63,7 +63,7 @@ class PointClouds(SplitData):
         batch_size: int,
         num_points: int,
         normalize: Normalize,
-        augment: Sequence[str],
+        augment: AugmentNames,
         seed: int,
         num_workers: int,
     ) -> None:
@@ -92,6 +92,9 @@ class PointClouds(SplitData):
         """Clouds as they are."""
         return FixedClouds(samples)
 
+    choose_points = staticmethod(fixed_subset)
+    """Which points of a new file are looked at."""
+
     def class_counts(self) -> list[int]:
         """Training clouds of each class; see `CountsClasses`.
 
@@ -113,7 +116,7 @@ class PointClouds(SplitData):
             DataError: There is no such file. A damaged one is reported when its batch is read.
         """
         files = list_files(path, SUFFIXES)
-        dataset = Files(files, self.num_points, self.normalize)
+        dataset = Files(files, self.num_points, self.normalize, self.choose_points)
         return list(files), DataLoader(dataset, batch_size=2 * self.batch_size, num_workers=self.num_workers)
 
     def vote(self, batch: Batch, index: int) -> Batch:
@@ -145,7 +148,7 @@ class Solids(PointClouds):
         num_points: Points per cloud in a batch.
         pool_points: Points that each training cloud has in memory; `num_points` of them are drawn for every batch.
         per_family: Solids per family (pretrain).
-        augment: Names of augmentations for training, applied in this order.
+        augment: Of training: `rotate`, `scale_translate`, `jitter`, `none`, or a list of them, applied in this order.
         seed: Of the training and validation clouds, their order, draws and augmentation. Not of the test clouds.
         split: Which families.
         num_workers: Processes that prepare batches.
@@ -164,7 +167,7 @@ class Solids(PointClouds):
         num_points: PositiveInt = 512,
         pool_points: PositiveInt = 768,
         per_family: PositiveInt = 300,
-        augment: Sequence[str] = ("rotate",),
+        augment: AugmentNames = ("rotate",),
         seed: int = 0,
         split: Literal["downstream", "pretrain"] = "downstream",
         num_workers: NonNegativeInt = 0,
@@ -235,7 +238,7 @@ class Folder(PointClouds):
         batch_size: Clouds per training batch; evaluation takes twice as many.
         num_points: Points per cloud in a batch.
         normalize: `unit`: each cloud is centred and scaled to the unit sphere; `none`: coordinates as stored.
-        augment: Names of augmentations for training, applied in this order.
+        augment: Of training: `rotate`, `scale_translate`, `jitter`, `none`, or a list of them, applied in this order.
         val_share: Share of each class held out for validation where there is no `val`.
         test_share: Share of each class held out for testing where there are no splits.
         vote_pool: Keep more points of each evaluation cloud (1200 for 1024, in proportion for other numbers, chosen
@@ -254,7 +257,7 @@ class Folder(PointClouds):
         batch_size: PositiveInt = 32,
         num_points: PositiveInt = 1024,
         normalize: Normalize = "unit",
-        augment: Sequence[str] = ("scale_translate",),
+        augment: AugmentNames = ("scale_translate",),
         val_share: Share = 0.1,
         test_share: Share = 0.2,
         vote_pool: bool = False,

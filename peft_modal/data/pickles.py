@@ -194,7 +194,7 @@ _NAMES: Final[Mapping[str, Callable[..., object]]] = MappingProxyType(
 
 
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined]  # noqa: SLF001 — see below
-    """Reads instructions in Python: the reader in C takes memory for a number in the file, sixteen gigabytes for one."""
+    """Reads instructions in Python: the reader in C takes gigabytes for a number in the file."""
 
     def __init__(self, file: _Bounded) -> None:
         super().__init__(file, encoding="latin-1")
@@ -217,6 +217,7 @@ def _plain(value: object, known: dict[int, object], depth: int) -> object:
 
     Raises:
         _RefusedError: It holds something else, or itself.
+        ValueError: An array was begun and never filled.
     """
     if type(value) in {int, float, bool, str}:
         return value
