@@ -20,7 +20,7 @@ from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import PARTS, Part, SplitData, require_positive
 from peft_modal.errors import ConfigError, DataError
 from peft_modal.ranges import NonNegativeInt, PositiveInt, Share
-from peft_modal_pointcloud.augment import AugmentNames, build_augment, scale_translate
+from peft_modal_pointcloud.augment import AugmentNames, build_augment
 from peft_modal_pointcloud.batches import (
     CloudSet,
     Files,
@@ -74,6 +74,7 @@ class PointClouds(SplitData):
         self.num_points = num_points
         self.normalize: Normalize = normalize
         self.augmentation = build_augment(augment)
+        self.vote_augmentation = build_augment("scale_translate")
 
     @property
     def preprocessing(self) -> dict[str, object]:
@@ -123,14 +124,15 @@ class PointClouds(SplitData):
         """View `index` of an evaluation batch, for predictions averaged over several (Qi et al., NeurIPS 2017).
 
         Where the batch has a `pool` (B, Q, 3), `num_points` of it are drawn, the same for all clouds of the batch; the
-        view is then scaled and shifted at random. It depends on nothing but the index and the number of points.
+        view is then augmented, by default scaled and shifted at random. It depends on nothing but the index and the
+        number of points.
         """
         points = batch["points"]
         generator = seeded("vote", index, points.shape[1])
         if "pool" in batch:
             pool = batch["pool"]
             points = pool[:, torch.randperm(pool.shape[1], generator=generator)[: points.shape[1]].to(pool.device)]
-        view = scale_translate(points.cpu(), generator).to(points.device)
+        view = self.vote_augmentation(points.cpu(), generator).to(points.device)
         return {**batch, "points": view}
 
 

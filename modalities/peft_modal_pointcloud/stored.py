@@ -14,7 +14,7 @@ from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import Part
 from peft_modal.errors import ConfigError, DataError
 from peft_modal.ranges import NonNegativeInt, PositiveInt, Share
-from peft_modal_pointcloud.augment import AugmentNames, unit
+from peft_modal_pointcloud.augment import AugmentNames, build_augment, unit
 from peft_modal_pointcloud.batches import POOL_POINTS, CloudSet, Normalize, farthest, vote_points
 from peft_modal_pointcloud.data import PointClouds
 from peft_modal_pointcloud.pools import Draw, PooledBatches, farthest_of_each
@@ -44,6 +44,7 @@ class StoredClouds(PointClouds):
             Numbers with and without rotation do not compare.
         val_share: Share of each class's training clouds held out for validation; 0 trains on all, as papers do.
         vote_pool: Keep the pool of each evaluation cloud, so that `task.votes` draws other points for every view.
+        vote_augment: Of each of these views, likewise.
         seed: Of the held-out clouds, and of order, draws and augmentation.
         num_workers: Processes that prepare batches, which sampling from thousands of points takes a while for.
 
@@ -65,6 +66,7 @@ class StoredClouds(PointClouds):
         augment: AugmentNames = ("scale_translate",),
         val_share: Share = 0.1,
         vote_pool: bool = False,
+        vote_augment: AugmentNames = ("scale_translate",),
         seed: int = 0,
         num_workers: NonNegativeInt = 0,
     ) -> None:
@@ -88,6 +90,7 @@ class StoredClouds(PointClouds):
         self.draw: Draw = draw
         self.val_share = val_share
         self.vote_pool = vote_pool
+        self.vote_augmentation = build_augment(vote_augment)
         self._training: Stored | None = None
 
     @property
