@@ -17,7 +17,7 @@ from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import ShuffledBatches
 from peft_modal.errors import DataError
 from peft_modal_pointcloud.augment import Augmentation, unit
-from peft_modal_pointcloud.readers import read_cloud
+from peft_modal_pointcloud.readers import Scan, read_scan
 from peft_modal_pointcloud.sampling import farthest_point_sample
 
 Normalize = Literal["unit", "none"]
@@ -39,16 +39,16 @@ class CloudSet:
         return len(self.clouds)
 
 
-def read_pool(path: Path, num_points: int, normalize: Normalize) -> Tensor:
-    """Up to four times `num_points` points of a file, (P, 3).
+def read_pool(path: Path, num_points: int, normalize: Normalize) -> Scan:
+    """Up to four times `num_points` points of a file.
 
     Raises:
         DataError: There is one point only.
     """
-    points = read_cloud(path, num_points=_POOL_FACTOR * num_points)
-    if len(points) < 2:
+    scan = read_scan(path, num_points=_POOL_FACTOR * num_points)
+    if len(scan.points) < 2:
         raise DataError(f"'{path}' holds a single point, expected a cloud of them.")
-    return unit(points) if normalize == "unit" else points
+    return Scan(unit(scan.points), scan.stored) if normalize == "unit" else scan
 
 
 POOL_POINTS: Mapping[int, int] = MappingProxyType({1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192})
@@ -146,4 +146,5 @@ class Files(Dataset[Batch]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Batch:
-        return {"points": self.choose(read_pool(self.files[index], self.num_points, self.normalize), self.num_points)}
+        scan = read_pool(self.files[index], self.num_points, self.normalize)
+        return {"points": self.choose(scan.points, self.num_points)}

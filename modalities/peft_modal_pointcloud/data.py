@@ -5,6 +5,7 @@ A batch is a dict: `points` (B, P, 3) float32 and, where there are labels, `labe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -32,11 +33,16 @@ from peft_modal_pointcloud.batches import (
     read_pool,
     vote_points,
 )
-from peft_modal_pointcloud.readers import SUFFIXES
+from peft_modal_pointcloud.readers import SUFFIXES, Scan
 from peft_modal_pointcloud.solids import DOWNSTREAM_FAMILIES, PRETRAIN_FAMILIES, make_solids, observe
 
 GENERATOR_VERSION = 1
 """Of the generated solids; to be raised with every change that alters a cloud."""
+
+
+LARGE_SCAN = 50_000
+"""Points of a file from which on the log tells that most are left out."""
+_LOG = logging.getLogger(__name__)
 
 
 class PointClouds(SplitData):
@@ -231,9 +237,9 @@ class Solids(PointClouds):
 class Folder(PointClouds):
     """Files in `DIR/{train,val,test}/<class>/...` or `DIR/<class>/...`, or those a CSV `path,label[,split]` names.
 
-    Every file is read once. A training cloud keeps up to four times `num_points` points, of which each batch draws
-    anew (with replacement if the file has fewer than `num_points`); evaluation takes a fixed draw that depends on
-    nothing but the file.
+    Every file is read once. A training cloud keeps up to four times `num_points` points, however many more the file
+    has, of which each batch draws anew (with replacement if the file has fewer than `num_points`); evaluation takes a
+    fixed draw that depends on nothing but the file.
 
     Args:
         root: The folder or the CSV file.
@@ -279,6 +285,7 @@ class Folder(PointClouds):
         self.test_share = test_share
         self.vote_pool = vote_pool
         self._index: FolderIndex | None = None
+        self._has_told = False
 
     def setup(self, stage: str | None = None) -> None:
         """Find the files, and read those of the splits that a stage needs.
@@ -293,6 +300,21 @@ class Folder(PointClouds):
             self.class_names = self._index.class_names
         super().setup(stage)
 
+    def _tell_large(self, paths: list[Path], scans: list[Scan]) -> None:
+        """Once, that of long scans most points are never looked at."""
+        large = [(scan.stored, len(scan.points), path) for path, scan in zip(paths, scans, strict=True)]
+        large = [item for item in large if item[0] >= LARGE_SCAN]
+        if large and not self._has_told:
+            self._has_told = True
+            stored, kept, path = max(large)
+            _LOG.warning(
+                "scans are sampled while they are read: %d of the %d points of '%s' are kept, and as many of "
+                "every other",
+                kept,
+                stored,
+                path,
+            )
+
     def no_samples(self, part: Part) -> str:
         """Where files of a split come from."""
         return f"'{self.root}' has no {part} files: add '{part}/<class>/', or set a {part}_share."
@@ -301,7 +323,9 @@ class Folder(PointClouds):
         """Read the files of a split."""
         assert self._index is not None
         items = {"train": self._index.train, "val": self._index.val, "test": self._index.test}[part]
-        clouds = [read_pool(item.path, self.num_points, self.normalize) for item in items]
+        scans = [read_pool(item.path, self.num_points, self.normalize) for item in items]
+        self._tell_large([item.path for item in items], scans)
+        clouds = [scan.points for scan in scans]
         pools = None
         if part != "train":
             if self.vote_pool and clouds:

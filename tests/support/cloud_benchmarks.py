@@ -1,4 +1,4 @@
-"""Writes point-cloud benchmarks in their published layouts, with a handful of small clouds."""
+"""Writes point-cloud benchmarks in their published layouts, with a handful of small clouds, and scans."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
+import laspy
 import numpy as np
 from numpy.typing import NDArray
 
@@ -68,3 +69,11 @@ def write_modelnet_fewshot(folder: Path, *, way: int = 5, shot: int = 10, fold: 
         content[part] = [(cloud, i % way, 7 + i % way) for i, cloud in enumerate(data)]
     with (folder / f"{fold}.pkl").open("wb") as stream:
         pickle.dump(content, stream)
+
+
+def write_las(path: Path, points: NDArray[np.floating]) -> None:
+    """A scan, compressed if it is called .laz."""
+    las = laspy.create(point_format=3, file_version="1.2")
+    las.header.offsets, las.header.scales = points.min(0), [0.001] * 3
+    las.x, las.y, las.z = points.T
+    las.write(path)
