@@ -1,4 +1,4 @@
-"""Time of cutting clouds into patches: farthest point sampling and nearest neighbours, 1024 points to 64 x 32, batch 32.
+"""Time of cutting clouds into patches: farthest point sampling and neighbours, 1024 points to 64 x 32, batch 32.
 
 Ours beside the same searches in a few plain lines of PyTorch, and beside PyTorch3D's where it is installed. Rounds go
 through all of them in turn, so that a busy machine slows them alike; medians and ranges over rounds are written.

@@ -138,7 +138,7 @@ class PointMAEBackbone(Backbone):
                 )
             state = read_point_checkpoint(path)
         adopt_biases(self.network, state)
-        matched = match_backbone(state, self.network.state_dict())
+        matched = match_backbone(state, self.network.state_dict(), where=f"'{self.weights}'")
         self.network.load_state_dict({**self.network.state_dict(), **matched.filled})
 
     def architecture(self) -> dict[str, Any]:
