@@ -19,6 +19,8 @@ from cloud_benchmarks import (
     write_scanobjectnn,
 )
 
+from peft_modal.comparison.items import parse_methods, parse_seeds
+from peft_modal.comparison.plan import make_plan
 from peft_modal.compose import compose
 from peft_modal.errors import ConfigError, DataError, MissingExtraError
 from peft_modal_pointcloud.augment import unit
@@ -429,3 +431,13 @@ def test_a_fold_may_have_validation_clouds():
     assert stacked(data.val_dataloader(), "label").bincount().tolist() == [2] * 3
     with pytest.raises(ConfigError, match=r"data\.way: 13 is outside of 2\.\.12"):
         few(way=13)
+
+
+@pytest.mark.parametrize("config", ["pointcloud_fewshot.yaml", "modelnet_fewshot_idpt.yaml"])
+def test_ten_seeds_of_a_comparison_are_ten_folds(config):
+    plan = make_plan(
+        [config], parse_methods("idpt"), overrides=[], grid=[1.0], seeds=parse_seeds("10"), cost_rounds=0
+    )  # fmt: skip
+    (label,) = plan.methods
+    configs = [plan.run_config(plan.training(label, plan.lrs[0], seed)) for seed in plan.seeds]
+    assert [compose(config).nodes["data"].build().fold for config in configs] == list(range(10))
