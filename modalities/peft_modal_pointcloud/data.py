@@ -6,16 +6,16 @@ A batch is a dict: `points` (B, P, 3) float32 and, where there are labels, `labe
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from peft_modal.data.cache import cached_tensors
-from peft_modal.data.epochs import Batch
+from peft_modal.data.epochs import Batch, BatchSource
 from peft_modal.data.folder import FolderIndex, list_files, scan_folder
 from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import PARTS, Part, SplitData, require_positive
@@ -91,7 +91,7 @@ class PointClouds(SplitData):
         """The clouds of a split: any number of points for training, `num_points` otherwise."""
         raise NotImplementedError
 
-    def train_source(self, samples: CloudSet) -> TrainBatches:
+    def train_source(self, samples: CloudSet) -> BatchSource:
         """Batches whose points are drawn anew."""
         return TrainBatches(samples, self.batch_size, self.num_points, augmentation=self.augmentation, seed=self.seed)
 
@@ -99,7 +99,7 @@ class PointClouds(SplitData):
         """Clouds as they are."""
         return FixedClouds(samples)
 
-    choose_points = staticmethod(fixed_subset)
+    choose_points: ClassVar[Callable[[Tensor, int], Tensor]] = staticmethod(fixed_subset)
     """Which points of a new file are looked at."""
 
     def class_counts(self) -> list[int]:

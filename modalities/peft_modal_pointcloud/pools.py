@@ -32,10 +32,10 @@ def farthest_of_each(clouds: Tensor, count: int) -> Tensor:
 
     What was picked is kept in the cache folder, since large sets take a minute.
     """
-    key = {"version": _VERSION, "clouds": hashlib.sha256(clouds.contiguous().numpy()).hexdigest(), "count": count}
+    key = {"version": _VERSION, "clouds": hashlib.sha256(clouds.contiguous().numpy().data).hexdigest(), "count": count}
 
     def make() -> dict[str, Tensor]:
-        picked = [farthest_point_sample(some, count).int() for some in clouds.split(_AT_ONCE)]
+        picked = [farthest_point_sample(some, count).int() for some in torch.split(clouds, _AT_ONCE)]
         return {"picked": torch.cat(picked)}
 
     return gather_points(clouds, cached_tensors("farthest", key, make)["picked"].long())

@@ -185,7 +185,8 @@ def group(points: Tensor, *, num_group: int, group_size: int, operators: Operato
         DataError: `points` is not (B, N, 3) with at least one point.
         MissingExtraError: PyTorch3D is not installed.
     """
-    sample, near = farthest_point_sample, knn
+    sample: Callable[[Tensor, int], Tensor] = farthest_point_sample
+    near: Callable[[Tensor, Tensor, int], Tensor] = knn
     if operators == "pytorch3d":
         from peft_modal_pointcloud import sampling_pytorch3d
 

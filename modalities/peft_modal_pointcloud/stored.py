@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class StoredClouds(PointClouds):
         ConfigError: A number is out of range or a name is unknown.
     """
 
-    choose_points = staticmethod(farthest)
+    choose_points: ClassVar[Callable[[Tensor, int], Tensor]] = staticmethod(farthest)
 
     def __init__(
         self,
@@ -192,7 +193,7 @@ def _held_out(labels: Tensor, share: float, seed: int) -> Tensor:
     """Of each class a share, at least one unless it is 0, chosen by the seed: (n,) bool."""
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     if share:
-        for label in labels.unique().tolist():
+        for label in sorted(set(labels.tolist())):
             members = (labels == label).nonzero()[:, 0]
             count = min(max(1, round(share * len(members))), len(members) - 1)
             chosen[members[torch.randperm(len(members), generator=seeded("held out", seed, label))[:count]]] = True

@@ -193,7 +193,7 @@ _NAMES: Final[Mapping[str, Callable[..., object]]] = MappingProxyType(
 )
 
 
-class _Reader(pickle._Unpickler):  # type: ignore[name-defined]  # noqa: SLF001 — see below
+class _Reader(pickle._Unpickler):  # noqa: SLF001 — see below
     """Reads instructions in Python: the reader in C takes gigabytes for a number in the file."""
 
     def __init__(self, file: _Bounded) -> None:
