@@ -6,9 +6,9 @@ A batch is a dict: `points` (B, P, 3) float32 and, where there are labels, `labe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -99,8 +99,10 @@ class PointClouds(SplitData):
         """Clouds as they are."""
         return FixedClouds(samples)
 
-    choose_points: ClassVar[Callable[[Tensor, int], Tensor]] = staticmethod(fixed_subset)
-    """Which points of a new file are looked at."""
+    @staticmethod
+    def choose_points(points: Tensor, num_points: int) -> Tensor:
+        """Those points (P, 3) of a new file that are looked at, (num_points, 3)."""
+        return fixed_subset(points, num_points)
 
     def class_counts(self) -> list[int]:
         """Training clouds of each class; see `CountsClasses`.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -53,8 +52,6 @@ class StoredClouds(PointClouds):
         ConfigError: A number is out of range or a name is unknown.
     """
 
-    choose_points: ClassVar[Callable[[Tensor, int], Tensor]] = staticmethod(farthest)
-
     def __init__(
         self,
         *,
@@ -93,6 +90,11 @@ class StoredClouds(PointClouds):
         self.vote_pool = vote_pool
         self.vote_augmentation = build_augment(vote_augment)
         self._training: Stored | None = None
+
+    @staticmethod
+    def choose_points(points: Tensor, num_points: int) -> Tensor:
+        """Those points (P, 3) of a new file that are looked at, (num_points, 3)."""
+        return farthest(points, num_points)
 
     @property
     def preprocessing(self) -> dict[str, object]:

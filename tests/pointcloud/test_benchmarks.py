@@ -441,3 +441,11 @@ def test_ten_seeds_of_a_comparison_are_ten_folds(config):
     (label,) = plan.methods
     configs = [plan.run_config(plan.training(label, plan.lrs[0], seed)) for seed in plan.seeds]
     assert [compose(config).nodes["data"].build().fold for config in configs] == list(range(10))
+
+
+def test_new_files_are_sampled_as_the_test_clouds_are(scans, tmp_path):
+    stored = ScanObjectNN(root=scans, **SMALL).read("test")[0]
+    np.save(tmp_path / "new.npy", stored[0].numpy())
+    data = ScanObjectNN(root=tmp_path / "gone", num_workers=1, **SMALL)
+    (batch,) = list(data.predict_items(tmp_path / "new.npy")[1])
+    assert torch.equal(batch["points"][0], ScanObjectNN(root=scans, **SMALL).load("test").clouds[0])
