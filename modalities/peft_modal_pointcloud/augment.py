@@ -62,15 +62,20 @@ def jitter(points: Tensor, generator: Generator, *, sigma: float = 0.01, limit: 
     return points + (sigma * noise).clamp(-limit, limit)
 
 
+AugmentNames = Sequence[str] | str
+"""One name, `none`, or several in the order in which they are applied."""
+
 AUGMENTATIONS: Mapping[str, Augmentation] = {"jitter": jitter, "rotate": rotate, "scale_translate": scale_translate}
 
 
-def build_augment(names: Sequence[str]) -> Augmentation:
-    """The named augmentations one after another, in this order; no name leaves the points alone.
+def build_augment(names: AugmentNames) -> Augmentation:
+    """The named augmentations one after another, in this order; `none` and an empty list leave the points alone.
 
     Raises:
         ConfigError: A name is unknown.
     """
+    if isinstance(names, str):
+        names = [] if names == "none" else [names]
     unknown = [name for name in names if name not in AUGMENTATIONS]
     if unknown:
         raise ConfigError(*(f"augment: unknown name '{name}': {nearest(name, AUGMENTATIONS)}" for name in unknown))

@@ -28,6 +28,8 @@ from peft_modal.files import read_tensors
 from peft_modal.ranges import DropRate, PositiveFloat, PositiveInt
 from peft_modal_pointcloud.foreign import match_backbone, read_point_checkpoint
 from peft_modal_pointcloud.network import Init, PointMAE
+from peft_modal_pointcloud.sampling import Operators
+from peft_modal_pointcloud.sampling_pytorch3d import operators
 
 STREAM: tuple[Access, ...] = ("read", "add", "replace", "tokens")
 NANO: dict[str, Any] = {
@@ -60,6 +62,8 @@ class PointMAEBackbone(Backbone):
             pre-trained file does not hold them.
         init: How random weights are drawn: `card` as the authors do (normal, 0.02) or `torch` for PyTorch's defaults.
         init_seed: Seed of everything the weights do not hold.
+        grouping: Who cuts clouds into patches: `own` operators, or those of `pytorch3d` where it is installed; the
+            patches are the same.
     """
 
     modality: ClassVar[str] = "pointcloud"
@@ -81,6 +85,7 @@ class PointMAEBackbone(Backbone):
         train_cls: bool = True,
         init: Init = "card",
         init_seed: int = 0,
+        grouping: Operators = "own",
     ) -> None:
         given: dict[str, Any] = {
             "dim": dim, "depth": depth, "num_heads": num_heads, "num_group": num_group, "group_size": group_size,
@@ -97,6 +102,9 @@ class PointMAEBackbone(Backbone):
         self.num_group: int = sizes["num_group"]
         anatomy = point_transformer_anatomy(network, num_heads=sizes["num_heads"], train_cls=train_cls)
         super().__init__(network, anatomy, frozen_mode=frozen_mode)
+        if grouping == "pytorch3d":
+            operators()
+        network.group_divider.operators = grouping
         network.group_divider.register_forward_hook(_Publish(self.contexts, "neighbourhood", "centres"))
         network.pos_embed.register_forward_hook(_Publish(self.contexts, "positions"))
 
@@ -130,7 +138,7 @@ class PointMAEBackbone(Backbone):
                 )
             state = read_point_checkpoint(path)
         adopt_biases(self.network, state)
-        matched = match_backbone(state, self.network.state_dict())
+        matched = match_backbone(state, self.network.state_dict(), where=f"'{self.weights}'")
         self.network.load_state_dict({**self.network.state_dict(), **matched.filled})
 
     def architecture(self) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import ShuffledBatches
 from peft_modal.errors import DataError
 from peft_modal_pointcloud.augment import Augmentation, unit
-from peft_modal_pointcloud.readers import read_cloud
+from peft_modal_pointcloud.readers import Scan, read_scan
 from peft_modal_pointcloud.sampling import farthest_point_sample
 
 Normalize = Literal["unit", "none"]
@@ -38,21 +39,25 @@ class CloudSet:
         return len(self.clouds)
 
 
-def read_pool(path: Path, num_points: int, normalize: Normalize) -> Tensor:
-    """Up to four times `num_points` points of a file, (P, 3).
+def read_pool(path: Path, num_points: int, normalize: Normalize) -> Scan:
+    """Up to four times `num_points` points of a file.
 
     Raises:
         DataError: There is one point only.
     """
-    points = read_cloud(path, num_points=_POOL_FACTOR * num_points)
-    if len(points) < 2:
+    scan = read_scan(path, num_points=_POOL_FACTOR * num_points)
+    if len(scan.points) < 2:
         raise DataError(f"'{path}' holds a single point, expected a cloud of them.")
-    return unit(points) if normalize == "unit" else points
+    return Scan(unit(scan.points), scan.stored) if normalize == "unit" else scan
+
+
+POOL_POINTS: Mapping[int, int] = MappingProxyType({1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192})
+"""By the points per cloud: of how many they are drawn, in the code that all point transformers share."""
 
 
 def vote_points(num_points: int) -> int:
-    """Size of the pool that votes draw from, as in the authors' evaluation."""
-    return {1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192}.get(num_points, round(num_points * 1200 / 1024))
+    """Size of the pool that votes draw from, as in the authors' evaluation; in proportion for other numbers."""
+    return POOL_POINTS.get(num_points, round(num_points * 1200 / 1024))
 
 
 def farthest(points: Tensor, count: int) -> Tensor:
@@ -122,15 +127,24 @@ class Files(Dataset[Batch]):
         files: Paths.
         num_points: Points per cloud.
         normalize: See `PointClouds`.
+        choose: Takes that many of a cloud's points.
     """
 
-    def __init__(self, files: Sequence[Path], num_points: int, normalize: Normalize) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        num_points: int,
+        normalize: Normalize,
+        choose: Callable[[Tensor, int], Tensor] = fixed_subset,
+    ) -> None:
         self.files = files
         self.num_points = num_points
         self.normalize: Normalize = normalize
+        self.choose = choose
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Batch:
-        return {"points": fixed_subset(read_pool(self.files[index], self.num_points, self.normalize), self.num_points)}
+        scan = read_pool(self.files[index], self.num_points, self.normalize)
+        return {"points": self.choose(scan.points, self.num_points)}

@@ -5,7 +5,8 @@ A batch is a dict: `points` (B, P, 3) float32 and, where there are labels, `labe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from peft_modal.data.cache import cached_tensors
-from peft_modal.data.epochs import Batch
+from peft_modal.data.epochs import Batch, BatchSource
 from peft_modal.data.folder import FolderIndex, list_files, scan_folder
 from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import PARTS, Part, SplitData, require_positive
 from peft_modal.errors import ConfigError, DataError
 from peft_modal.ranges import NonNegativeInt, PositiveInt, Share
-from peft_modal_pointcloud.augment import build_augment, scale_translate
+from peft_modal_pointcloud.augment import AugmentNames, build_augment
 from peft_modal_pointcloud.batches import (
     CloudSet,
     Files,
@@ -32,11 +33,16 @@ from peft_modal_pointcloud.batches import (
     read_pool,
     vote_points,
 )
-from peft_modal_pointcloud.readers import SUFFIXES
+from peft_modal_pointcloud.readers import SUFFIXES, Scan
 from peft_modal_pointcloud.solids import DOWNSTREAM_FAMILIES, PRETRAIN_FAMILIES, make_solids, observe
 
 GENERATOR_VERSION = 1
 """Of the generated solids; to be raised with every change that alters a cloud."""
+
+
+LARGE_SCAN = 50_000
+"""Points of a file from which on the log tells that most are left out."""
+_LOG = logging.getLogger(__name__)
 
 
 class PointClouds(SplitData):
@@ -49,7 +55,7 @@ class PointClouds(SplitData):
         batch_size: Clouds per training batch; evaluation takes twice as many.
         num_points: Points per cloud in a batch.
         normalize: `unit`: each cloud is centred and scaled to the unit sphere; `none`: coordinates as stored.
-        augment: Names of augmentations for training, applied in this order.
+        augment: Of training: `rotate`, `scale_translate`, `jitter`, `none`, or a list of them, applied in this order.
         seed: Of order, draws and augmentation.
         num_workers: Processes that prepare batches.
 
@@ -63,7 +69,7 @@ class PointClouds(SplitData):
         batch_size: int,
         num_points: int,
         normalize: Normalize,
-        augment: Sequence[str],
+        augment: AugmentNames,
         seed: int,
         num_workers: int,
     ) -> None:
@@ -74,6 +80,7 @@ class PointClouds(SplitData):
         self.num_points = num_points
         self.normalize: Normalize = normalize
         self.augmentation = build_augment(augment)
+        self.vote_augmentation = build_augment("scale_translate")
 
     @property
     def preprocessing(self) -> dict[str, object]:
@@ -84,13 +91,18 @@ class PointClouds(SplitData):
         """The clouds of a split: any number of points for training, `num_points` otherwise."""
         raise NotImplementedError
 
-    def train_source(self, samples: CloudSet) -> TrainBatches:
+    def train_source(self, samples: CloudSet) -> BatchSource:
         """Batches whose points are drawn anew."""
         return TrainBatches(samples, self.batch_size, self.num_points, augmentation=self.augmentation, seed=self.seed)
 
     def evaluation_set(self, samples: CloudSet) -> FixedClouds:
         """Clouds as they are."""
         return FixedClouds(samples)
+
+    @staticmethod
+    def choose_points(points: Tensor, num_points: int) -> Tensor:
+        """Those points (P, 3) of a new file that are looked at, (num_points, 3)."""
+        return fixed_subset(points, num_points)
 
     def class_counts(self) -> list[int]:
         """Training clouds of each class; see `CountsClasses`.
@@ -113,21 +125,22 @@ class PointClouds(SplitData):
             DataError: There is no such file. A damaged one is reported when its batch is read.
         """
         files = list_files(path, SUFFIXES)
-        dataset = Files(files, self.num_points, self.normalize)
+        dataset = Files(files, self.num_points, self.normalize, self.choose_points)
         return list(files), DataLoader(dataset, batch_size=2 * self.batch_size, num_workers=self.num_workers)
 
     def vote(self, batch: Batch, index: int) -> Batch:
         """View `index` of an evaluation batch, for predictions averaged over several (Qi et al., NeurIPS 2017).
 
         Where the batch has a `pool` (B, Q, 3), `num_points` of it are drawn, the same for all clouds of the batch; the
-        view is then scaled and shifted at random. It depends on nothing but the index and the number of points.
+        view is then augmented, by default scaled and shifted at random. It depends on nothing but the index and the
+        number of points.
         """
         points = batch["points"]
         generator = seeded("vote", index, points.shape[1])
         if "pool" in batch:
             pool = batch["pool"]
             points = pool[:, torch.randperm(pool.shape[1], generator=generator)[: points.shape[1]].to(pool.device)]
-        view = scale_translate(points.cpu(), generator).to(points.device)
+        view = self.vote_augmentation(points.cpu(), generator).to(points.device)
         return {**batch, "points": view}
 
 
@@ -145,7 +158,7 @@ class Solids(PointClouds):
         num_points: Points per cloud in a batch.
         pool_points: Points that each training cloud has in memory; `num_points` of them are drawn for every batch.
         per_family: Solids per family (pretrain).
-        augment: Names of augmentations for training, applied in this order.
+        augment: Of training: `rotate`, `scale_translate`, `jitter`, `none`, or a list of them, applied in this order.
         seed: Of the training and validation clouds, their order, draws and augmentation. Not of the test clouds.
         split: Which families.
         num_workers: Processes that prepare batches.
@@ -164,7 +177,7 @@ class Solids(PointClouds):
         num_points: PositiveInt = 512,
         pool_points: PositiveInt = 768,
         per_family: PositiveInt = 300,
-        augment: Sequence[str] = ("rotate",),
+        augment: AugmentNames = ("rotate",),
         seed: int = 0,
         split: Literal["downstream", "pretrain"] = "downstream",
         num_workers: NonNegativeInt = 0,
@@ -226,16 +239,16 @@ class Solids(PointClouds):
 class Folder(PointClouds):
     """Files in `DIR/{train,val,test}/<class>/...` or `DIR/<class>/...`, or those a CSV `path,label[,split]` names.
 
-    Every file is read once. A training cloud keeps up to four times `num_points` points, of which each batch draws
-    anew (with replacement if the file has fewer than `num_points`); evaluation takes a fixed draw that depends on
-    nothing but the file.
+    Every file is read once. A training cloud keeps up to four times `num_points` points, however many more the file
+    has, of which each batch draws anew (with replacement if the file has fewer than `num_points`); evaluation takes a
+    fixed draw that depends on nothing but the file.
 
     Args:
         root: The folder or the CSV file.
         batch_size: Clouds per training batch; evaluation takes twice as many.
         num_points: Points per cloud in a batch.
         normalize: `unit`: each cloud is centred and scaled to the unit sphere; `none`: coordinates as stored.
-        augment: Names of augmentations for training, applied in this order.
+        augment: Of training: `rotate`, `scale_translate`, `jitter`, `none`, or a list of them, applied in this order.
         val_share: Share of each class held out for validation where there is no `val`.
         test_share: Share of each class held out for testing where there are no splits.
         vote_pool: Keep more points of each evaluation cloud (1200 for 1024, in proportion for other numbers, chosen
@@ -254,7 +267,7 @@ class Folder(PointClouds):
         batch_size: PositiveInt = 32,
         num_points: PositiveInt = 1024,
         normalize: Normalize = "unit",
-        augment: Sequence[str] = ("scale_translate",),
+        augment: AugmentNames = ("scale_translate",),
         val_share: Share = 0.1,
         test_share: Share = 0.2,
         vote_pool: bool = False,
@@ -274,6 +287,7 @@ class Folder(PointClouds):
         self.test_share = test_share
         self.vote_pool = vote_pool
         self._index: FolderIndex | None = None
+        self._has_told = False
 
     def setup(self, stage: str | None = None) -> None:
         """Find the files, and read those of the splits that a stage needs.
@@ -288,6 +302,21 @@ class Folder(PointClouds):
             self.class_names = self._index.class_names
         super().setup(stage)
 
+    def _tell_large(self, paths: list[Path], scans: list[Scan]) -> None:
+        """Once, that of long scans most points are never looked at."""
+        large = [(scan.stored, len(scan.points), path) for path, scan in zip(paths, scans, strict=True)]
+        large = [item for item in large if item[0] >= LARGE_SCAN]
+        if large and not self._has_told:
+            self._has_told = True
+            stored, kept, path = max(large)
+            _LOG.warning(
+                "scans are sampled while they are read: %d of the %d points of '%s' are kept, and as many of "
+                "every other",
+                kept,
+                stored,
+                path,
+            )
+
     def no_samples(self, part: Part) -> str:
         """Where files of a split come from."""
         return f"'{self.root}' has no {part} files: add '{part}/<class>/', or set a {part}_share."
@@ -296,7 +325,9 @@ class Folder(PointClouds):
         """Read the files of a split."""
         assert self._index is not None
         items = {"train": self._index.train, "val": self._index.val, "test": self._index.test}[part]
-        clouds = [read_pool(item.path, self.num_points, self.normalize) for item in items]
+        scans = [read_pool(item.path, self.num_points, self.normalize) for item in items]
+        self._tell_large([item.path for item in items], scans)
+        clouds = [scan.points for scan in scans]
         pools = None
         if part != "train":
             if self.vote_pool and clouds:

@@ -1,4 +1,4 @@
-"""Reading the checkpoint files that Point-MAE, Point-BERT, ACT, ReCon and IDPT publish.
+"""Reading the checkpoint files that Point-MAE, Point-BERT, ACT, ReCon and IDPT publish (not PointGPT: another network).
 
 The files differ in the entry that holds the weights, in a prefix, and in what else lies beside the backbone. Reading
 gives the backbone's own names; matching then insists that every tensor of the backbone is there.
@@ -40,6 +40,7 @@ _IGNORED = frozenset(
 _IGNORED_IN_BLOCK = frozenset({"norm1_contrast", "norm2_contrast", "mlp_contrast", "attn_contrast"})
 
 _OPTIONAL = ("cls_token", "cls_pos")
+_REDUCTION = "reduce_dim.weight"
 _COUNTER = "num_batches_tracked"
 
 _REFUSED = re.compile(r"[Uu]nsupported (?:global: )?(?:GLOBAL|class) (\S+)")
@@ -82,25 +83,34 @@ def read_point_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in stripped.items() if not _is_ignored(name)}
 
 
-def match_backbone(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> BackboneMatch:
+def match_backbone(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, where: str = "the file"
+) -> BackboneMatch:
     """Sorts a file's tensors into those that fill the network and the rest.
 
     Args:
         state: The result of `read_point_checkpoint`.
         expected: The network's state dict; only names and shapes are read.
+        where: What errors call the file.
 
     Returns:
         What to load, and what is missing or left over. Only `cls_token` and `cls_pos` may be missing (Point-MAE's
         pre-training has none), and BatchNorm's batch counters, which no result depends on.
 
     Raises:
-        WeightsError: A tensor of encoder, position MLP, blocks or norm is missing or has another shape.
+        WeightsError: A tensor of encoder, position MLP, blocks or norm is missing or has another shape, or the file has
+            a layer behind the mini-PointNet that the network lacks.
     """
+    if _REDUCTION in state and _REDUCTION not in expected:
+        raise WeightsError(
+            f"backbone weights: {where} holds '{_REDUCTION}' {tuple(state[_REDUCTION].shape)}, as Point-BERT's do; set "
+            f"backbone.encoder_dim to {state[_REDUCTION].shape[-1]}."
+        )
     missing = [name for name in expected if name not in state and not name.endswith(_COUNTER)]
     required = [name for name in missing if name not in _OPTIONAL]
     if required:
         raise WeightsError(
-            f"backbone weights: {len(required)} of {len(expected)} tensors are not in the file: {_some(required)}; "
+            f"backbone weights: {len(required)} of {len(expected)} tensors are not in {where}: {_some(required)}; "
             "check that depth and encoder_dim of the backbone are those of the file."
         )
     filled = {name: state[name] for name in expected if name in state}
@@ -111,7 +121,7 @@ def match_backbone(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
     ]
     if wrong:
         raise WeightsError(
-            f"backbone weights: {len(wrong)} tensors of the file have another shape: {_some(wrong)}; "
+            f"backbone weights: {len(wrong)} tensors of {where} have another shape: {_some(wrong)}; "
             "choose the backbone sizes that the file was trained with."
         )
     return BackboneMatch(

@@ -34,7 +34,26 @@ PLUGIN: Final = Plugin(
     },
     data={
         "solids": Entry("peft_modal_pointcloud.data:Solids", summary="Generated objects, made in seconds."),
-        "folder": Entry("peft_modal_pointcloud.data:Folder", summary="Your own meshes and clouds, one folder a class."),
+        "solids_fewshot": Entry(
+            "peft_modal_pointcloud.fewshot:SolidsFewShot", summary="Few-shot folds of the generated objects."
+        ),
+        "folder": Entry("peft_modal_pointcloud.data:Folder", summary="Your own meshes, clouds and scans, by folder."),
+        "scanobjectnn": Entry(
+            "peft_modal_pointcloud.scanobjectnn:ScanObjectNN",
+            summary="ScanObjectNN: real scans, three variants.",
+            paper="Uy et al., Revisiting Point Cloud Classification, ICCV 2019, arXiv:1908.04616",
+            requires=("h5py",),
+        ),
+        "modelnet40": Entry(
+            "peft_modal_pointcloud.modelnet:ModelNet40",
+            summary="ModelNet40: CAD models, as text or pickled.",
+            paper="Wu et al., 3D ShapeNets, CVPR 2015, arXiv:1406.5670",
+        ),
+        "modelnet_fewshot": Entry(
+            "peft_modal_pointcloud.fewshot:ModelNetFewShot",
+            summary="Few-shot folds of ModelNet40.",
+            paper="Yu et al., Point-BERT, CVPR 2022, arXiv:2111.14819",
+        ),
     },
     tasks={
         "masked_autoencoding": Entry(

@@ -76,7 +76,7 @@ def _pytorch3d() -> Finding:
     if importlib.util.find_spec("pytorch3d") is None:
         return Finding("combinations", "pytorch3d", "ok", "not there, and not needed: point operations are our own")
     try:
-        import pytorch3d  # type: ignore[import-not-found]
+        import pytorch3d
     except Exception as error:  # noqa: BLE001 - a build for another torch raises anything
         return Finding(
             "combinations", "pytorch3d", "warning", f"cannot be imported ({type(error).__name__}: {error})",

@@ -44,13 +44,18 @@ NEEDS = {
     "vision.fgvc": ["data.root=good", "data.dataset=nabirds"],
     "vision.fewshot": ["data.root=good", "data.dataset=food101"],
     "pointcloud.folder": ["data.root=good"],
+    "pointcloud.scanobjectnn": ["data.root=good"],
+    "pointcloud.modelnet40": ["data.root=good"],
+    "pointcloud.modelnet_fewshot": ["data.root=good"],
     "pointcloud.masked_autoencoding": ["head=masked_decoder", "head.num_heads=3", "head.group_size=4"],
     "pointcloud.masked_decoder": ["head.num_heads=3", "head.group_size=4"],
     "pointcloud.idpt": ["method.k=4"],
     "pointcloud.point_mae": [item for item in BASE if item.startswith("backbone.")],
 }
 HUGE = 10**12
-COUNTS_THINGS = re.compile(r"depth|votes|shots|per_class|per_family|num_workers|seed|patience|batch_size|points|group")
+COUNTS_THINGS = re.compile(
+    r"depth|votes|shots|per_class|per_family|num_workers|seed|patience|batch_size|points|group|fold|way|outputs"
+)
 """Arguments for which a huge number is right, or takes its time and memory as it should."""
 
 

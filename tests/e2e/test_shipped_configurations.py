@@ -11,7 +11,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.nightly] if "pretrain" in path.stem else [])
     for path in sorted(CONFIGS.rglob("*.yaml"))
-    if path.parent.name != "papers"  # tests/vision/test_recipes.py
+    if path.parent.name != "papers"  # test_*recipes.py of the modalities
 ]
 
 
@@ -25,7 +25,7 @@ def test_the_shipped_configurations_are_found():
     names = [path.name for path in CONFIGS.rglob("*.yaml")]
     shipped = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "papers"]
     assert {"pointcloud_idpt.yaml", "pointcloud_linear_probe.yaml", "pointcloud_pretrain_nano.yaml"} <= set(names)
-    assert len(shipped) == len(SHIPPED) == 21
+    assert len(shipped) == len(SHIPPED) > 20
     assert len(names) == len(set(names)), "`--config NAME` finds a file by its name alone"
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from peft_modal.errors import WeightsError
+from peft_modal_pointcloud.backbone import PointMAEBackbone
 from peft_modal_pointcloud.foreign import match_backbone, read_point_checkpoint
 from peft_modal_pointcloud.masked import MaskedDecoder
 from peft_modal_pointcloud.network import PointMAE
@@ -249,3 +250,44 @@ def test_other_contents_are_refused(tmp_path, content, sentence):
 def test_a_missing_file_is_refused_with_its_path(tmp_path):
     with pytest.raises(WeightsError, match=r"there is no file .*none\.pth"):
         read_point_checkpoint(tmp_path / "none.pth")
+
+
+BACKBONE = {**SIZES, "pointnet_dims": [3, 4, 5], "init": "torch", "drop_path": 0.0}
+
+
+@pytest.mark.parametrize("layout", ["point-mae", "point-bert", "act", "recon", "fine-tuned"])
+def test_a_backbone_takes_the_weights_of_every_source(tmp_path, layout):
+    sizes = {"encoder_dim": 6} if layout == "point-bert" else {}
+    source = PointMAEBackbone(weights="random", **BACKBONE, **sizes, init_seed=1).eval()
+    torch.save(LAYOUTS[layout](source.network.state_dict()), tmp_path / "pretrain.pth")
+
+    target = PointMAEBackbone(weights=str(tmp_path / "pretrain.pth"), **BACKBONE, **sizes).eval()
+    target.load_weights()
+
+    if layout == "point-mae":  # whose files have none
+        for name in ("cls_token", "cls_pos"):
+            getattr(target.network, name).data.copy_(getattr(source.network, name))
+    batch = source.example_batch()
+    assert torch.equal(target(batch).tokens, source(batch).tokens)
+
+
+@pytest.mark.parametrize("layout", ["point-mae", "point-bert", "act", "recon"])
+def test_a_file_that_lacks_a_layer_says_which_of_its_tensors_are_missing(tmp_path, layout):
+    sizes = {"encoder_dim": 6} if layout == "point-bert" else {}
+    state = network(**sizes).state_dict()
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(("blocks.blocks.1.mlp", "norm."))}
+    torch.save(LAYOUTS[layout](kept), tmp_path / "pretrain.pth")
+    backbone = PointMAEBackbone(weights=str(tmp_path / "pretrain.pth"), **BACKBONE, **sizes)
+
+    with pytest.raises(
+        WeightsError, match=r"6 of \d+ tensors are not in '.*pretrain\.pth': blocks\.blocks\.1\.mlp\.fc1"
+    ):
+        backbone.load_weights()
+
+
+def test_weights_of_point_bert_ask_for_its_width(tmp_path):
+    torch.save(point_bert(network(encoder_dim=6).state_dict()), tmp_path / "x.pth")
+    backbone = PointMAEBackbone(weights=str(tmp_path / "x.pth"), **BACKBONE)
+
+    with pytest.raises(WeightsError, match=r"'reduce_dim\.weight' \(8, 6\).*set backbone\.encoder_dim to 6\."):
+        backbone.load_weights()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from cloud_benchmarks import write_las
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -80,6 +81,8 @@ def test_a_damaged_file_ends_in_a_data_error_or_in_finite_points(tmp_path, data,
 def write_sound_file(path) -> None:
     if path.suffix in MESHES:
         box().export(path)
+    elif path.suffix in {".las", ".laz"}:
+        write_las(path, np.arange(12.0).reshape(4, 3))
     elif path.suffix == ".npy":
         np.save(path, np.arange(12.0).reshape(4, 3))
     else:
@@ -181,7 +184,8 @@ def test_an_off_header_glued_to_its_counts_is_read(tmp_path):
         ("a.ply", b"not a mesh", "cannot be read as .ply"),
         ("a.off", b"OFF\n3 1 0\n0 0 0\n0 0 0\n0 0 0\n3 0 1 2\n", "faces of area 0"),
         ("a.off", b"OFF\n3 1 0\n0 0 0\nnan 0 0\n0 1 0\n3 0 1 2\n", "NaN or infinite"),
-        ("a.jpg", b"123", "not a point cloud file: expected one of .npy"),
+        ("a.las", b"not a scan", "does not begin as a LAS file does"),
+        ("a.jpg", b"123", "not a point cloud file: expected one of .las"),
     ],
 )
 def test_a_file_that_cannot_serve_is_named_with_the_reason(tmp_path, name, content, message):

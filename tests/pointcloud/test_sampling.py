@@ -203,3 +203,30 @@ def test_select_patches_refuses_uneven_rows_and_other_types():
         select_patches(values, torch.tensor([[True, False, False], [True, True, False]]))
     with pytest.raises(ConfigError, match=r"boolean tensor \(2, 3\)"):
         select_patches(values, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(("num", "centres", "k"), [(200, 7, 16), (33, 5, 33), (64, 64, 1), (50, 3, 48), (1024, 64, 32)])
+def test_neighbours_on_a_cpu_are_those_of_every_distance_sorted(num, centres, k):
+    points = clouds(3, num, seed=num)
+    points[:, -5:] = points[:, :5]  # some twice
+    middle = clouds(3, centres, seed=k)
+
+    found = knn(points, middle, k)
+
+    distance = (middle[:, :, None] - points[:, None]).square().sum(-1)
+    expected = distance.sort(-1).values[..., :k]
+    torch.testing.assert_close(distance.gather(2, found), expected, rtol=1e-5, atol=1e-7)
+    assert all(len(set(row)) == k for row in found.flatten(0, 1).tolist())
+
+
+def test_points_at_one_place_are_each_a_neighbour_once():
+    found = knn(torch.ones(2, 12, 3), torch.ones(2, 4, 3), 9)
+
+    assert all(len(set(row)) == 9 for row in found.flatten(0, 1).tolist())
+
+
+def test_points_without_a_number_do_not_stop_the_search():
+    points = clouds(1, 20)
+    points[0, 3] = torch.nan
+
+    assert knn(points, points[:, :2], 20).shape == (1, 2, 20)

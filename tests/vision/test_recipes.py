@@ -13,7 +13,8 @@ from PIL import Image
 from peft_modal.__main__ import main
 from peft_modal.compose import compose
 
-PAPERS = sorted((Path(__file__).parents[2] / "configs" / "papers").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "configs" / "papers"
+PAPERS = sorted(path for path in FOLDER.glob("*.yaml") if "name: vit" in path.read_text(encoding="utf-8"))
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
 

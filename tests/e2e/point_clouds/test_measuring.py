@@ -49,7 +49,14 @@ def test_test_does_not_write_into_a_training_run(run, capsys):
     assert metrics_of(run) == before
 
 
-def test_voting_is_an_option_of_the_test(run, capsys):
+def test_a_vote_is_asked_for_in_the_test_and_stands_beside_the_single_view(run, capsys):
     capsys.readouterr()
-    assert main(["test", "--adapter", str(run / "adapter.safetensors"), "--task.votes=3", "--json"]) == 0
-    assert 0 <= json.loads(capsys.readouterr().out)["test/accuracy"] <= 1
+    arguments = ["--task.votes=3", "--task.vote_repeats=2", "--json"]
+    assert main(["test", "--adapter", str(run / "adapter.safetensors"), *arguments]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    trained = metrics_of(run)
+    assert {name: figures[name] for name in ("test/accuracy", "test/loss")} == {
+        name: trained[name] for name in ("test/accuracy", "test/loss")
+    }
+    assert 0 <= figures["test/accuracy_voted"] <= figures["test/accuracy_voted_best"] <= 1
+    assert not any("voted" in name for name in trained)
