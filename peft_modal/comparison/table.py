@@ -161,8 +161,10 @@ class Style:
         return f"{100 * value:.1f}" if self.percent else f"{value:.4g}"
 
 
-COLUMNS = ("learning rate", "trained", "share", "adapter", "step time", "peak memory")
+COLUMNS = ("learning rate", "trained", "share", "adapter")
 """After the method and the metric."""
+COST_COLUMNS = ("step time", "peak memory")
+"""After these, where costs are measured."""
 
 
 def further_columns(plan: Plan, table: Sequence[Row]) -> list[str]:
@@ -176,7 +178,7 @@ def headings(style: Style, plan: Plan, table: Sequence[Row]) -> list[str]:
     split = "test" if splits == {"test"} else "validation" if splits == {"val"} else "test or validation"
     further = [name.replace("/", ": ").replace("_", " ") for name in further_columns(plan, table)]
     balance = ["balance"] if any(row.balance is not None for row in table) else []
-    return ["method", style.title(split), *further, *balance, *COLUMNS]
+    return ["method", style.title(split), *further, *balance, *COLUMNS, *(COST_COLUMNS if plan.cost_rounds else ())]
 
 
 def cells(row: Row, style: Style, plan: Plan, table: Sequence[Row]) -> list[str]:
@@ -187,6 +189,7 @@ def cells(row: Row, style: Style, plan: Plan, table: Sequence[Row]) -> list[str]
         deviation = "" if row.deviation is None else f" ± {style.value(row.deviation)}"
         missing = "" if row.seeds == len(plan.seeds) else f" ({row.seeds} of {len(plan.seeds)})"
         metric = f"{style.value(row.mean)}{deviation}{missing}"
+    costs = [_relative(row.step_ratio, row.step_ms, "ms"), _relative(row.peak_ratio, row.peak_mb, "MB")]
     return [
         row.method,
         metric,
@@ -196,8 +199,7 @@ def cells(row: Row, style: Style, plan: Plan, table: Sequence[Row]) -> list[str]
         "" if row.trained is None else f"{row.trained:,.0f}",
         "" if row.trained_share is None else f"{100 * row.trained_share:.2f} %",
         "" if row.adapter_bytes is None else size(row.adapter_bytes),
-        _relative(row.step_ratio, row.step_ms, "ms"),
-        _relative(row.peak_ratio, row.peak_mb, "MB"),
+        *(costs if plan.cost_rounds else []),
     ]
 
 

@@ -66,6 +66,12 @@ def test_the_markdown_table_reads_well():
     assert "- full, cost: out of memory" in lines
 
 
+def test_costs_have_columns_only_where_they_are_measured():
+    for rounds, heads in ((0, False), (3, True)):
+        plan = comparisons.make(cost_rounds=rounds)
+        assert ("step time" in markdown(plan, comparisons.complete(plan))) == heads
+
+
 def test_the_csv_holds_every_figure():
     table = list(csv.DictReader(io.StringIO(comma_separated(*three_seeds()))))
 
