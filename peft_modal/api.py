@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter
 from peft_modal.compose import Composed, compose
+from peft_modal.compose.composed import build_head
 from peft_modal.errors import BackboneMismatchError, FileFormatError
 from peft_modal.files import Header, fingerprint, load_adapter
 from peft_modal.tasks.tensors import load_tensors
@@ -81,7 +82,7 @@ def build(composed: Composed, class_names: Sequence[str], *, weights: bool = Tru
     adapter: Adapter = composed.nodes["method"].build().attach(backbone, generator=generator)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(composed.seed)
-        head: nn.Module = composed.nodes["head"].build(spec=backbone.feature_spec(), num_outputs=len(class_names))
+        head: nn.Module = build_head(composed.nodes["head"], backbone.feature_spec(), class_names)
     return Model(backbone, adapter, head, tuple(class_names), composed)
 
 

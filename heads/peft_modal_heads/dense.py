@@ -28,8 +28,10 @@ def level_widths(spec: FeatureSpec, *, least: int, head: str) -> tuple[int, ...]
         head: Its name, for the sentence.
 
     Raises:
-        ConfigError: There are fewer.
+        ConfigError: There are fewer, or they are no maps.
     """
+    if spec.levels and spec.layout is not None and spec.layout.body == "points":
+        raise ConfigError(f"head '{head}' reads feature maps, and the backbone gives points; use pointcloud_parts")
     if len(spec.levels) < least:
         raise ConfigError(
             f"head '{head}' reads {least} feature maps, and the backbone gives {len(spec.levels)}; set "
@@ -39,7 +41,7 @@ def level_widths(spec: FeatureSpec, *, least: int, head: str) -> tuple[int, ...]
 
 
 def level(features: Features, number: int) -> Tensor:
-    """The feature map of a level, (B, C, h, w)."""
+    """The feature map of a level, (B, C, h, w); of points, their tokens (B, G, D)."""
     return features.extras[f"level.{number}"]
 
 

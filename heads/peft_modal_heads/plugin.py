@@ -37,5 +37,10 @@ PLUGIN: Final = Plugin(
             summary="The three-layer head of point-cloud fine-tuning.",
             paper="Pang et al., Point-MAE, ECCV 2022, arXiv:2203.06604",
         ),
+        "pointcloud_parts": Entry(
+            "peft_modal_heads.pointcloud_parts:PointCloudParts",
+            summary="A part for every point, from three depths.",
+            paper="Pang et al., Point-MAE, ECCV 2022, arXiv:2203.06604",
+        ),
     },
 )

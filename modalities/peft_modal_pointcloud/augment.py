@@ -43,6 +43,21 @@ def scale_translate(
     return points * (low + (high - low) * s) + (2 * t - 1) * shift
 
 
+def batch_scale_translate(points: Tensor, generator: Generator) -> Tensor:
+    """`scale_translate` by one draw for all clouds (B, P, 3) of the batch, as IDPT's part segmentation does."""
+    return scale_translate(points.flatten(0, 1)[None], generator).view_as(points)
+
+
+def scale(points: Tensor, generator: Generator, *, low: float = 0.8, high: float = 1.25) -> Tensor:
+    """Scale each cloud (B, P, 3) by one factor ~ U(low, high); part segmentation of Point-MAE (Pang et al., 2022)."""
+    return points * (low + (high - low) * torch.rand(len(points), 1, 1, generator=generator).to(points))
+
+
+def shift(points: Tensor, generator: Generator, *, limit: float = 0.1) -> Tensor:
+    """Shift each cloud (B, P, 3) by t ~ U(-limit, limit) per axis; part segmentation of Point-MAE and IDPT."""
+    return points + (2 * torch.rand(len(points), 1, 3, generator=generator).to(points) - 1) * limit
+
+
 def rotate(points: Tensor, generator: Generator) -> Tensor:
     """Turn each cloud (B, P, 3) about y by an angle a ~ U(0, 2 pi).
 
@@ -65,7 +80,14 @@ def jitter(points: Tensor, generator: Generator, *, sigma: float = 0.01, limit: 
 AugmentNames = Sequence[str] | str
 """One name, `none`, or several in the order in which they are applied."""
 
-AUGMENTATIONS: Mapping[str, Augmentation] = {"jitter": jitter, "rotate": rotate, "scale_translate": scale_translate}
+AUGMENTATIONS: Mapping[str, Augmentation] = {
+    "batch_scale_translate": batch_scale_translate,
+    "jitter": jitter,
+    "rotate": rotate,
+    "scale": scale,
+    "scale_translate": scale_translate,
+    "shift": shift,
+}
 
 
 def build_augment(names: AugmentNames) -> Augmentation:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,15 +18,16 @@ from peft_modal.anatomy import (
     Context,
     Contexts,
     Features,
+    FeatureSpec,
     FrozenMode,
     Segment,
     TokenLayout,
     adopt_biases,
 )
 from peft_modal.anatomy.sites import Access
-from peft_modal.errors import WeightsError
+from peft_modal.errors import ConfigError, WeightsError
 from peft_modal.files import read_tensors
-from peft_modal.ranges import DropRate, PositiveFloat, PositiveInt
+from peft_modal.ranges import DropRate, NonNegativeInt, PositiveFloat, PositiveInt
 from peft_modal_pointcloud.foreign import match_backbone, read_point_checkpoint
 from peft_modal_pointcloud.network import Init, PointMAE
 from peft_modal_pointcloud.sampling import Operators
@@ -58,12 +60,18 @@ class PointMAEBackbone(Backbone):
         drop_path: Drop-path rate of the last block, growing linearly from 0; active in mode `reference` only.
         encoder_dim: Width of the mini-PointNet's token where it differs (256 for Point-BERT).
         pointnet_dims: Inner widths of the mini-PointNet.
+        has_cls: Put a class token in front of the patches; part segmentation has none.
         train_cls: Let every method train the class token and its position, as all released code does; Point-MAE's
-            pre-trained file does not hold them.
+            pre-trained file does not hold them. Without a class token there is nothing to train.
+        levels: Blocks whose patch tokens heads for segmentation read: their indices, or a number of them spread evenly
+            over the depth up to the last (3 of 12: blocks 3, 7 and 11). All pass the final norm.
         init: How random weights are drawn: `card` as the authors do (normal, 0.02) or `torch` for PyTorch's defaults.
         init_seed: Seed of everything the weights do not hold.
         grouping: Who cuts clouds into patches: `own` operators, or those of `pytorch3d` where it is installed; the
             patches are the same.
+
+    Raises:
+        ConfigError: A size is not usable, or there are no such levels.
     """
 
     modality: ClassVar[str] = "pointcloud"
@@ -82,7 +90,9 @@ class PointMAEBackbone(Backbone):
         drop_path: DropRate = 0.1,
         encoder_dim: PositiveInt | None = None,
         pointnet_dims: list[PositiveInt] | None = None,
+        has_cls: bool = True,
         train_cls: bool = True,
+        levels: NonNegativeInt | list[NonNegativeInt] = 0,
         init: Init = "card",
         init_seed: int = 0,
         grouping: Operators = "own",
@@ -93,9 +103,13 @@ class PointMAEBackbone(Backbone):
         }  # fmt: skip
         preset = NANO if weights == "nano" else PUBLISHED
         sizes = {key: preset[key] if value is None else value for key, value in given.items()}
+        self.levels = spread_levels(levels, sizes["depth"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
-            network = PointMAE(**sizes, mlp_ratio=mlp_ratio, drop_path=drop_path, encoder_dim=encoder_dim, init=init)
+            network = PointMAE(
+                **sizes, mlp_ratio=mlp_ratio, drop_path=drop_path, encoder_dim=encoder_dim, has_cls=has_cls,
+                levels=self.levels, init=init,
+            )  # fmt: skip
         self.weights = weights
         self._sizes = sizes
         self.group_size: int = sizes["group_size"]
@@ -146,10 +160,20 @@ class PointMAEBackbone(Backbone):
         return dict(self._sizes)
 
     def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
-        """Features of `points` (B, N, 3); with `mask` (B, G) only of the visible patches, for masked pre-training."""
+        """Features of `points` (B, N, 3); with `mask` (B, G) only of the visible patches, for masked pre-training.
+
+        With `levels`, extras are the patch tokens `level.0`, `level.1`, ... (B, G, D), the places `queries` (B, Q, 3)
+        of the batch that a head classifies, by default its points, and the `category` (B,) of each cloud where the
+        batch has it.
+        """
         del context  # filled by the forward hooks on grouping and position embedding
-        encoded = self.network(batch["points"], mask=batch.get("mask"))
+        points = batch["points"]
+        encoded = self.network(points, mask=batch.get("mask"))
         extras = {"centres": encoded.centres, "neighbourhood": encoded.neighbourhood}
+        if self.levels:
+            extras |= {f"level.{i}": tokens for i, tokens in enumerate(encoded.levels)}
+            extras["queries"] = batch.get("queries", points)
+            extras |= {"category": batch["category"]} if "category" in batch else {}
         layout = None if "mask" in batch else self.anatomy.layouts["blocks"]
         return Features(encoded.tokens, layout, extras)
 
@@ -157,8 +181,14 @@ class PointMAEBackbone(Backbone):
         """Random points in the unit cube."""
         generator = torch.Generator().manual_seed(0)
         num_points = max(4 * self.group_size, 2 * self.num_group)
-        points = torch.rand(batch_size, num_points, 3, generator=generator) * 2 - 1
-        return {"points": points.to(self.device)}
+        batch = {"points": torch.rand(batch_size, num_points, 3, generator=generator) * 2 - 1}
+        if self.levels:
+            batch["category"] = torch.zeros(batch_size, dtype=torch.int64)
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+    def feature_spec(self) -> FeatureSpec:
+        """Tokens, what methods export, and the levels."""
+        return replace(super().feature_spec(), levels=(self.feature_width,) * len(self.levels))
 
     @property
     def feature_width(self) -> int:
@@ -168,6 +198,21 @@ class PointMAEBackbone(Backbone):
     def blocks_for_checkpointing(self, *, enabled: bool) -> None:
         """Compute blocks again during backward instead of keeping their activations."""
         self.network.set_grad_checkpointing(enabled)  # type: ignore[operator]
+
+
+def spread_levels(wanted: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    """The blocks that a number stands for, evenly spread up to the last, or those that are named.
+
+    Raises:
+        ConfigError: There are not as many, or they are not ascending.
+    """
+    if isinstance(wanted, int):
+        if wanted > depth:
+            raise ConfigError(f"backbone.levels: {wanted} are asked for, the network has {depth} blocks")
+        return tuple(round(depth * (i + 1) / wanted) - 1 for i in range(wanted))
+    if list(wanted) != sorted(set(wanted)) or (wanted and wanted[-1] >= depth):
+        raise ConfigError(f"backbone.levels: {list(wanted)} are not ascending block numbers below {depth}")
+    return tuple(wanted)
 
 
 class _Publish:
@@ -197,8 +242,9 @@ def point_transformer_anatomy(network: PointMAE, *, num_heads: int, train_cls: b
         b.op("embed", "reduce_dim")
     b.op("pos", "pos_embed.0")
     b.op("pos", "pos_embed.2")
-    b.raw("cls", "cls_token", decay=False)
-    b.raw("cls.pos", "cls_pos")
+    if has_cls := network.cls_token is not None:
+        b.raw("cls", "cls_token", decay=False)
+        b.raw("cls.pos", "cls_pos")
     b.port("embed.out", "embed", "out", width=width, allows=("read", "add", "replace"))
     for i in range(len(network.blocks.blocks)):
         path = f"blocks.blocks.{i}"
@@ -223,7 +269,9 @@ def point_transformer_anatomy(network: PointMAE, *, num_heads: int, train_cls: b
     b.port("final.norm.in", "norm", "in", width=width, allows=STREAM)
     b.op("norm", "norm")
     b.port("final.norm.out", "norm", "out", width=width, allows=STREAM)
+    prefix = (Segment("cls", 1),) if has_cls else ()
     layout = TokenLayout(
-        segments=(Segment("cls", 1), Segment("patches", None)), body="points", prompt_index=1, repeats_positions=True
+        segments=(*prefix, Segment("patches", None)), body="points", prompt_index=len(prefix), repeats_positions=True
     )
-    return b.build(layouts={"blocks": layout}, always_trained=("cls_token", "cls_pos") if train_cls else ())
+    always_trained = ("cls_token", "cls_pos") if train_cls and has_cls else ()
+    return b.build(layouts={"blocks": layout}, always_trained=always_trained)

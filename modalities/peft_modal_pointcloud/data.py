@@ -104,6 +104,11 @@ class PointClouds(SplitData):
         """Those points (P, 3) of a new file that are looked at, (num_points, 3)."""
         return fixed_subset(points, num_points)
 
+    def plain_training_set(self, samples: CloudSet) -> FixedClouds:
+        """Clouds of `num_points` points each, a fixed draw of those in memory."""
+        clouds = [fixed_subset(points, self.num_points) for points in samples.clouds]
+        return FixedClouds(CloudSet(clouds, samples.labels))
+
     def class_counts(self) -> list[int]:
         """Training clouds of each class; see `CountsClasses`.
 

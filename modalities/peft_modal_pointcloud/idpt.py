@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from peft_modal.anatomy import Context
+from peft_modal.anatomy import Backbone, Context
 from peft_modal.attach import Adapter, PromptSource
 from peft_modal.errors import AttachError, ConfigError
 from peft_modal.methods.base import Method
@@ -70,28 +71,53 @@ class IDPT(Method):
                 f"prompt_layer: {self.prompt_layer} is outside 0..{depth - 1} (the backbone has {depth} blocks); "
                 "-1 is the last"
             )
-        num_group = getattr(adapter.backbone, "num_group", None)
-        if num_group is not None and self.k > num_group and self.prompt_module.startswith("dgcnn"):
-            raise AttachError(
-                f"k: {self.k} neighbours are more than the {num_group} patches of a cloud; "
-                f"use method.k={num_group} or less"
-            )
         layer = self.prompt_layer % depth
-        if layer == 0:
-            port = anatomy.port("embed.out", stack="blocks", block=None)
-        else:
-            port = anatomy.port("block.out", stack="blocks", block=layer - 1)
-        heads = next(site.heads for site in anatomy.sites if site.role == "attn.qkv")
-        hidden_dim = next(site.shape[0] for site in anatomy.sites if site.role == "mlp.in")
-        make_block = functools.partial(Block, port.width, num_heads=heads or 1, mlp_ratio=hidden_dim / port.width)
-        generator = build_prompt_generator(self.prompt_module, dim=port.width, k=self.k, make_block=make_block)
-        source = DynamicPrompt(generator, width=port.width, train_position=self.train_prompt_pos)
-        layout = anatomy.layout(port)
-        source.first_token = sum(s.count or 0 for s in layout.segments)
-        adapter.tap(port, _INPUT)
+        generator = prepare_generator(adapter.backbone, self.prompt_module, self.k)()
+        source = DynamicPrompt(generator, width=adapter.backbone.feature_width, train_position=self.train_prompt_pos)
+        source.first_token = tap_tokens(adapter, layer, _INPUT)
         adapter.prompts(
             "blocks", range(layer, depth), source, num_tokens=1, survives=True, name="idpt", export="prompt"
         )
+
+
+def prepare_generator(backbone: Backbone, module: PromptModule, k: int) -> Callable[[], nn.Module]:
+    """What makes prompt generators that fit a backbone.
+
+    Raises:
+        AttachError: A cloud has fewer patches than `k`.
+    """
+    num_group = getattr(backbone, "num_group", None)
+    if num_group is not None and k > num_group and module.startswith("dgcnn"):
+        raise AttachError(
+            f"k: {k} neighbours are more than the {num_group} patches of a cloud; use method.k={num_group} or less"
+        )
+    sites, width = backbone.anatomy.sites, backbone.feature_width
+    heads = next(site.heads for site in sites if site.role == "attn.qkv")
+    hidden_dim = next(site.shape[0] for site in sites if site.role == "mlp.in")
+    make_block = functools.partial(Block, width, num_heads=heads or 1, mlp_ratio=hidden_dim / width)
+    return functools.partial(build_prompt_generator, module, dim=width, k=k, make_block=make_block)
+
+
+def tap_tokens(adapter: Adapter, block: int, key: str) -> int:
+    """Read the tokens that come to `block`, without positions; returns where the patches start among them."""
+    anatomy = adapter.backbone.anatomy
+    if block == 0:
+        port = anatomy.port("embed.out", stack="blocks", block=None)
+    else:
+        port = anatomy.port("block.out", stack="blocks", block=block - 1)
+    adapter.tap(port, key)
+    return sum(segment.count or 0 for segment in anatomy.layout(port).segments)
+
+
+def make_prompt(generator: nn.Module, context: Context, key: str, first_token: int) -> Tensor:
+    """The prompt (B, 1, D) of the patch tokens that were read under `key`."""
+    tokens = context.taps[key][:, first_token:]
+    if getattr(generator, "adds_positions", False):
+        tokens = tokens + context.get("positions")
+    # float32: a maximum over tokens that half precision makes equal sends its gradient to another one.
+    with torch.autocast(tokens.device.type, enabled=False):
+        prompt: Tensor = generator(tokens.float())
+    return prompt
 
 
 class DynamicPrompt(PromptSource):
@@ -117,12 +143,7 @@ class DynamicPrompt(PromptSource):
     def tokens(self, context: Context, block: int) -> Tensor:
         """(B, 1, D), made from the tokens that entered this pass's block without their positions."""
         del block
-        tokens = context.taps[_INPUT][:, self.first_token :]
-        if getattr(self.generator, "adds_positions", False):
-            tokens = tokens + context.get("positions")
-        # float32: a maximum over tokens that half precision makes equal sends its gradient to another one.
-        with torch.autocast(tokens.device.type, enabled=False):
-            return self.generator(tokens.float())
+        return make_prompt(self.generator, context, _INPUT, self.first_token)
 
     def positions(self, block: int) -> Tensor:
         """(1, 1, D), added before every block that the prompt enters."""

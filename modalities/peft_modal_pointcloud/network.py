@@ -29,7 +29,7 @@ class Encoded:
     """What one pass of `PointMAE` computed; V patches are visible, all G of them without a mask."""
 
     tokens: Tensor
-    """After the final norm: (B, 1+G, D) with the class token first; with a mask (B, V, D) without one."""
+    """After the final norm: (B, 1+G, D) with the class token first; (B, V, D) with a mask or without a class token."""
     centres: Tensor
     """Patch centres (B, G, 3)."""
     neighbourhood: Tensor
@@ -38,6 +38,8 @@ class Encoded:
     """Position embedding of the visible patches (B, V, D)."""
     patch_tokens: Tensor
     """Patch embeddings before positions and blocks, (B, G, D), or (B, V, D) if masked patches were not embedded."""
+    levels: tuple[Tensor, ...] = ()
+    """Patch tokens behind the blocks of `PointMAE.levels`, after the final norm, (B, V, D) each."""
 
 
 class DropPath(nn.Module):
@@ -233,15 +235,18 @@ class TransformerEncoder(nn.Module):
         self.blocks = blocks
         self.grad_checkpointing = False
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """The residual stream behind the last block; both arguments and the result are (B, N, D)."""
-        for block in self.blocks:
+    def forward(self, x: Tensor, positions: Tensor, levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
+        """The residual stream behind the last block, and behind the blocks `levels`; everything is (B, N, D)."""
+        kept = []
+        for index, block in enumerate(self.blocks):
             if self.grad_checkpointing and torch.is_grad_enabled():
                 # `block` is called, not its forward, so that hooks on it run again within the recomputation.
                 x = checkpoint(block, x + positions, use_reentrant=False)
             else:
                 x = block(x + positions)
-        return x
+            if index in levels:
+                kept.append(x)
+        return x, kept
 
 
 def position_mlp(
@@ -286,6 +291,8 @@ class PointMAE(nn.Module):
         drop_path: Drop-path rate of the last block; it grows linearly from 0 in the first.
         encoder_dim: Width of the mini-PointNet's token, `dim` when not given.
         pointnet_dims: Inner widths of the mini-PointNet.
+        has_cls: Put a class token in front of the patches; part segmentation has none.
+        levels: Blocks, ascending and zero-based, whose patch tokens are kept too, normalised by the final norm.
         init: How `reset_parameters` draws linear and convolution weights.
         device: Where the parameters are created.
         dtype: Their type.
@@ -306,6 +313,8 @@ class PointMAE(nn.Module):
         drop_path: float = 0.1,
         encoder_dim: int | None = None,
         pointnet_dims: Sequence[int] = (128, 256, 512),
+        has_cls: bool = True,
+        levels: Sequence[int] = (),
         init: Init = "card",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -319,8 +328,9 @@ class PointMAE(nn.Module):
         self.group_divider = Grouping(num_group=num_group, group_size=group_size)
         self.encoder = MiniPointNet(encoder_dim, widths=pointnet_dims, **factory)
         self.reduce_dim = nn.Identity() if encoder_dim == dim else nn.Linear(encoder_dim, dim, **factory)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dim, **factory))
-        self.cls_pos = nn.Parameter(torch.empty(1, 1, dim, **factory))
+        self.levels = tuple(levels)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim, **factory)) if has_cls else None
+        self.cls_pos = nn.Parameter(torch.empty(1, 1, dim, **factory)) if has_cls else None
         self.pos_embed = position_mlp(dim, **factory)
         self.embed = Assemble()
         self.embed_positions = Assemble()
@@ -333,8 +343,9 @@ class PointMAE(nn.Module):
     def reset_parameters(self) -> None:
         """Draws all weights anew from torch's global generator; norms and their statistics return to 0 and 1."""
         reset_layers(self, self.init)
-        nn.init.normal_(self.cls_token, std=INIT_STD)
-        nn.init.normal_(self.cls_pos, std=INIT_STD)
+        for token in (self.cls_token, self.cls_pos):
+            if token is not None:
+                nn.init.normal_(token, std=INIT_STD)
 
     def set_grad_checkpointing(self, on: bool = True) -> None:
         """Recomputes every block during the backward pass instead of keeping its activations."""
@@ -359,7 +370,7 @@ class PointMAE(nn.Module):
             DataError: `points` is not (B, N, 3).
         """
         neighbourhood, centres = self.group_divider(points)
-        dtype = self.cls_token.dtype
+        dtype = self.norm.weight.dtype
         patches = neighbourhood if mask is None or embed_masked else select_patches(neighbourhood, ~mask)
         patch_tokens = self.reduce_dim(self.encoder(patches.to(dtype)))
         if mask is None:
@@ -370,13 +381,29 @@ class PointMAE(nn.Module):
             positions = self.pos_embed(select_patches(centres.to(dtype), ~mask))
             x = self.embed(select_patches(patch_tokens, ~mask) if embed_masked else patch_tokens)
             p = self.embed_positions(positions)
+        tokens, levels = self._normalised(*self.blocks(x, p, self.levels), num_patches=positions.shape[1])
         return Encoded(
-            tokens=self.norm(self.blocks(x, p)),
+            tokens=tokens,
             centres=centres,
             neighbourhood=neighbourhood,
             positions=positions,
             patch_tokens=patch_tokens,
+            levels=levels,
         )
+
+    def _normalised(self, last: Tensor, levels: list[Tensor], *, num_patches: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The last stream (B, N, D) and the patches of `levels` through the final norm, which is called once.
+
+        What a method inserts, reads or changes there stands in front or is done to every token alike, so the levels
+        follow behind the sequence.
+        """
+        if not levels:
+            return self.norm(last), ()
+        num_tokens = last.shape[1]
+        patches = [stream[:, num_tokens - num_patches :] for stream in levels]
+        normed = self.norm(torch.cat([last, *patches], dim=1))  # (B, N + levels * V, D)
+        tokens, *kept = normed.split([num_tokens, *[num_patches] * len(levels)], dim=1)
+        return tokens, tuple(kept)
 
 
 def _check_sizes(*, num_group: int, group_size: int, pointnet_dims: Sequence[int], init: str) -> None:

@@ -24,6 +24,21 @@ PLUGIN: Final = Plugin(
             summary="A prompt made for each cloud by a graph network over its tokens.",
             paper="Zha et al., Instance-aware Dynamic Prompt Tuning, ICCV 2023, arXiv:2304.07221",
         ),
+        "idpt_parts": Entry(
+            "peft_modal_pointcloud.idpt_parts:IDPTParts",
+            summary="IDPT's form for part segmentation: a prompt for each depth.",
+            paper="Zha et al., Instance-aware Dynamic Prompt Tuning, ICCV 2023, arXiv:2304.07221",
+        ),
+        "pointgst": Entry(
+            "peft_modal_pointcloud.pointgst:PointGST",
+            summary="A bottleneck in the spectral domain of the patch centres, beside the MLP.",
+            paper="Liang et al., PEFT in Spectral Domain for Point Cloud Learning, TPAMI 2025, arXiv:2410.08114",
+        ),
+        "point_peft": Entry(
+            "peft_modal_pointcloud.point_peft:PointPEFT",
+            summary="Prompts from a bank of training features, adapters that pool tokens in space, and biases.",
+            paper="Tang et al., Point-PEFT, AAAI 2024, arXiv:2310.03059",
+        ),
     },
     heads={
         "masked_decoder": Entry(
@@ -54,8 +69,20 @@ PLUGIN: Final = Plugin(
             summary="Few-shot folds of ModelNet40.",
             paper="Yu et al., Point-BERT, CVPR 2022, arXiv:2111.14819",
         ),
+        "part_solids": Entry(
+            "peft_modal_pointcloud.part_data:PartSolids", summary="Generated objects whose parts are known."
+        ),
+        "shapenet_part": Entry(
+            "peft_modal_pointcloud.part_data:ShapeNetPart",
+            summary="ShapeNetPart as published: 16 categories, 50 parts.",
+            paper="Yi et al., A Scalable Active Framework for Region Annotation, SIGGRAPH Asia 2016",
+        ),
     },
     tasks={
+        "part_segmentation": Entry(
+            "peft_modal_pointcloud.part_segmentation:PartSegmentation",
+            summary="A part for every point, instance and class mIoU.",
+        ),
         "masked_autoencoding": Entry(
             "peft_modal_pointcloud.pretraining:MaskedAutoencoding",
             summary="Reconstruct hidden patches; needs no labels.",

@@ -91,7 +91,7 @@ class FeatureSpec:
     default_pool: tuple[str, ...] | None = None
     """What a head reads that is told nothing; None for every single token, every export and `max`."""
     levels: tuple[int, ...] = ()
-    """Widths of the feature maps `level.0`, `level.1`, ... among the extras, (B, C, H, W) each."""
+    """Widths of the feature maps `level.0`, `level.1`, ... among the extras: (B, C, H, W), or (B, G, C)."""
 
     def available(self) -> dict[str, int]:
         """Name of everything a `pool` can list, with its width."""

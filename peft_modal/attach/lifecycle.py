@@ -28,6 +28,9 @@ class LifeCycle(nn.Module):
 
     calibration_batches: int = 16
     """How many batches `prepare` is shown by `fit`, at most."""
+    calibrates_on_plain_samples: bool = False
+    """Whether they hold the training samples as they are, each once and in a fixed order, instead of training batches;
+    what else the same adapter calibrates is then shown these, too."""
 
     def prepare(self, batches: Iterable[Batch], loss: Losses) -> None:
         """Calibrate before the optimiser exists; may still change sites, indices and shapes."""

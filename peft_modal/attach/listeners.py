@@ -50,12 +50,19 @@ class Listeners:
 
     def prepare(self, batches: Iterable[Batch], loss: Losses) -> None:
         """See `LifeCycle.prepare`; batches are read only where a listener calibrates."""
-        self._tell("prepare", list(batches) if self.wants("prepare") else (), loss)
+        calibrating = sum(_overrides(member, "prepare") for member in self._members)
+        # One reads them as they come: a bank of features sees the whole training set, which need not fit into memory.
+        self._tell("prepare", list(batches) if calibrating > 1 else batches if calibrating else (), loss)
 
     @property
     def calibration_batches(self) -> int:
         """See `LifeCycle.calibration_batches`; 0 where nobody calibrates."""
         return max((m.calibration_batches for m in self._members if _overrides(m, "prepare")), default=0)
+
+    @property
+    def calibrates_on_plain_samples(self) -> bool:
+        """See `LifeCycle.calibrates_on_plain_samples`; whether anybody does."""
+        return any(m.calibrates_on_plain_samples for m in self._members)
 
     def on_fit_start(self, run: Run) -> None:
         """See `LifeCycle.on_fit_start`."""

@@ -47,7 +47,8 @@ class PromptSet:
         num_tokens: How many there are.
         survives: Whether what a block makes of them enters the next; otherwise each block gets fresh ones.
         place: `prefix` inserts at the layout's prompt index, `end` after the last token.
-        export: Name under which the head reads their final state, or None.
+        export: Name under which the head reads them behind the final norm, or None: their final state where they
+            survive, else (B, 2 * blocks * T, D), what entered each block without positions and then what left it.
     """
 
     def __init__(
@@ -62,21 +63,45 @@ class PromptSet:
         self.place = place
         self.export = export
 
+    @property
+    def num_exported(self) -> int:
+        """How many tokens the head reads."""
+        if self.export is None:
+            return 0
+        return self.num_tokens if self.survives else 2 * len(self.blocks) * self.num_tokens
+
     def entering(self, context: Context, block: int, batch_size: int) -> Tensor:
         """Prompts with positions that enter `block`, (B, T, D)."""
         if self.survives and block != self.blocks[0]:
             tokens = context.carry[self.name, block]
         else:
-            with _still_statistics(self.source):
+            with still_statistics(self.source):
                 tokens = self.source.tokens(context, block)
+        if self.export is not None and not self.survives:
+            context.carry[f"{self.name}.in", block] = tokens.expand(batch_size, -1, -1)
         positions = self.source.positions(block)
         if positions is not None:
             tokens = tokens + positions
         return tokens.expand(batch_size, -1, -1)
 
+    def leaving(self, context: Context, block: int, processed: Tensor) -> None:
+        """Remember what `block` made of the prompts, (B, T, D), where somebody reads it."""
+        if self.survives:
+            context.carry[self.name, block + 1] = processed
+        elif self.export is not None:
+            context.carry[f"{self.name}.out", block] = processed
+
+    def final(self, context: Context) -> Tensor:
+        """What passes the final norm for the head, (B, num_exported, D)."""
+        if self.survives:
+            return context.carry[self.name, self.blocks[-1] + 1]
+        return torch.cat(
+            [context.carry[f"{self.name}.{side}", b] for side in ("in", "out") for b in self.blocks], dim=1
+        )
+
 
 @contextmanager
-def _still_statistics(source: nn.Module) -> Iterator[None]:
+def still_statistics(source: nn.Module) -> Iterator[None]:
     """Keep BatchNorm statistics of `source` still while a checkpointed block is computed again."""
     norms = [m for m in source.modules() if isinstance(m, _BatchNorm)] if in_backward() else []
     kept = [(norm, norm.momentum, None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone())
@@ -100,9 +125,7 @@ def refuse_blocks(blocks: tuple[int, ...], *, depth: int, survives: bool, export
         return f"blocks {list(blocks)} are outside 0..{depth - 1}"
     if survives and blocks != tuple(range(blocks[0], blocks[-1] + 1)):
         return f"surviving prompts enter consecutive blocks, not {list(blocks)}"
-    if exported and not survives:
-        return "the head reads the final state of prompts, so they must survive"
-    if exported and blocks[-1] != depth - 1:
+    if exported and survives and blocks[-1] != depth - 1:
         return f"the head reads prompts behind the last block {depth - 1}, these leave after block {blocks[-1]}"
     return None
 
@@ -126,25 +149,25 @@ class PromptAttachment(Attachment):
     def hang(self, backbone: Backbone) -> None:
         # Inserting in order of attachment and stripping in the opposite order keeps every set contiguous. The hub sorts
         # by order, so the strip carries its negative.
-        last = self.ports[-1][0]
-        places = [*self.ports, *([(last + 1, *self.final)] if self.final is not None else [])]
+        places: list[tuple[int | None, Port, Port]] = [*self.ports]
+        if self.final is not None:
+            places.append((None, *self.final))
         for block, before, after in places:
-            final = self.final is not None and block == last + 1
-            insert = _Insert(backbone, self, block, final=final)
-            strip = _Strip(backbone, self, block, final=final)
+            insert = _Insert(backbone, self, block)
+            strip = _Strip(backbone, self, block)
             hang(backbone, before, Phase.INSERT, self.order, insert)
             hang(backbone, after, Phase.STRIP, -self.order, strip)
             self.actions += [(before, insert), (after, strip)]
-            self._count(backbone, before, self.prompts.num_tokens)
+            self._count(backbone, before, insert.num_tokens)
         if self.prompts.export is not None:
-            backbone.exports[self.prompts.export] = self.prompts.num_tokens
+            backbone.exports[self.prompts.export] = self.prompts.num_exported
 
     @override
     def unhang(self, backbone: Backbone) -> None:
         for port, action in self.actions:
             unhang(backbone, port, action)
             if isinstance(action, _Insert):
-                self._count(backbone, port, -self.prompts.num_tokens)
+                self._count(backbone, port, -action.num_tokens)
         self.actions.clear()
         if self.prompts.export is not None:
             backbone.exports.pop(self.prompts.export, None)
@@ -169,40 +192,45 @@ class PromptAttachment(Attachment):
         return self.prompts.source.parameters()
 
 
-class _Insert:
-    def __init__(self, backbone: Backbone, attachment: PromptAttachment, block: int, *, final: bool) -> None:
-        self.backbone, self.attachment, self.block, self.final = backbone, attachment, block, final
+class _Action:
+    """What happens to the prompts at the input or output of a block, or of the final norm where `block` is None."""
 
+    def __init__(self, backbone: Backbone, attachment: PromptAttachment, block: int | None) -> None:
+        self.backbone, self.attachment, self.block = backbone, attachment, block
+
+    @property
+    def num_tokens(self) -> int:
+        prompts = self.attachment.prompts
+        return prompts.num_exported if self.block is None else prompts.num_tokens
+
+
+class _Insert(_Action):
     def __call__(self, tensor: Tensor) -> Tensor:
         prompts, layout = self.attachment.prompts, self.attachment.layout
         context = self.backbone.contexts.current()
         sequence = tensor.movedim(layout.token_dim, 1)
-        if self.final:
-            entering = context.carry[prompts.name, self.block]
+        if self.block is None:
+            entering = prompts.final(context)
         else:
             entering = prompts.entering(context, self.block, sequence.shape[0])
-        assert entering.shape[1] == prompts.num_tokens, "a source must make as many prompts as it declares"
+        assert entering.shape[1] == self.num_tokens, "a source must make as many prompts as it declares"
         index = layout.prompt_index if prompts.place == "prefix" else sequence.shape[1]
         parts = [sequence[:, :index], entering.to(sequence.dtype), sequence[:, index:]]
         return torch.cat(parts, dim=1).movedim(1, layout.token_dim)
 
 
-class _Strip:
-    def __init__(self, backbone: Backbone, attachment: PromptAttachment, block: int, *, final: bool) -> None:
-        self.backbone, self.attachment, self.block, self.final = backbone, attachment, block, final
-
+class _Strip(_Action):
     def __call__(self, tensor: Tensor) -> Tensor:
         prompts, layout = self.attachment.prompts, self.attachment.layout
         sequence = tensor.movedim(layout.token_dim, 1)
-        count = prompts.num_tokens
+        count = self.num_tokens
         index = layout.prompt_index if prompts.place == "prefix" else sequence.shape[1] - count
         assert index is not None
-        if prompts.survives:
-            processed = sequence[:, index : index + count]
-            context = self.backbone.contexts.current()
-            if not self.final:
-                context.carry[prompts.name, self.block + 1] = processed
-            elif prompts.export is not None:
-                context.exports[prompts.export] = processed
+        processed = sequence[:, index : index + count]
+        context = self.backbone.contexts.current()
+        if self.block is not None:
+            prompts.leaving(context, self.block, processed)
+        elif prompts.export is not None:
+            context.exports[prompts.export] = processed
         rest = torch.cat([sequence[:, :index], sequence[:, index + count :]], dim=1)
         return rest.movedim(1, layout.token_dim)

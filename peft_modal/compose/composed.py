@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,18 @@ class Composed:
         from peft_modal.compose.yaml_text import format_yaml  # here, so that `doctor` starts where PyYAML is missing
 
         return format_yaml(self.to_dict())
+
+
+def build_head(node: Node, spec: object, class_names: Sequence[str]) -> Any:  # noqa: ANN401 - any registered class
+    """A head with an output for each class; one whose `runtime_args` list `class_names` is told these as well.
+
+    Args:
+        node: Of the head.
+        spec: What the features will hold.
+        class_names: In label order.
+    """
+    offered = {"class_names": tuple(class_names)} if "class_names" in runtime_args(node.cls) else {}
+    return node.build(spec=spec, num_outputs=len(class_names), **offered)
 
 
 def runtime_args(cls: type) -> frozenset[str]:

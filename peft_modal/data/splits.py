@@ -133,6 +133,15 @@ class SplitData(LightningDataModule):
         source = self.train_source(self._sets["train"])
         return epoch_loader(source, trainer=lambda: self.trainer, num_workers=self.num_workers)
 
+    def plain_training_set(self, samples: Any) -> Dataset[Batch]:  # noqa: ANN401 - what `load` returned
+        """Training samples as they are, for methods that calibrate on them."""
+        return self.evaluation_set(samples)
+
+    def plain_train_dataloader(self) -> DataLoader[Batch]:
+        """Every training sample once, in a fixed order and without augmentation."""
+        samples = self._sets["train"]
+        return self._fixed_loader(self.plain_training_set(samples), self.groups(samples))
+
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Validation samples in a fixed order; an empty list where the data has none."""
         return self._evaluation_loader("val")
@@ -145,10 +154,12 @@ class SplitData(LightningDataModule):
         samples = self._sets[part]
         if not len(samples):
             return []
-        dataset, groups = self.evaluation_set(samples), self.groups(samples)
+        return self._fixed_loader(self.evaluation_set(samples), self.groups(samples))
+
+    def _fixed_loader(self, dataset: Dataset[Batch], groups: Sequence[Hashable] | None) -> DataLoader[Batch]:
         if groups is None:
             return DataLoader(dataset, batch_size=2 * self.batch_size, num_workers=self.num_workers)
-        batches = batches_within(groups, range(len(samples)), 2 * self.batch_size)
+        batches = batches_within(groups, range(len(groups)), 2 * self.batch_size)
         return DataLoader(dataset, batch_sampler=batches, num_workers=self.num_workers)
 
 

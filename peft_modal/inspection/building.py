@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter
 from peft_modal.compose import Composed, Node
+from peft_modal.compose.composed import build_head as build_any_head
 from peft_modal.errors import ConfigError
 from peft_modal.methods.base import Method
 
@@ -98,7 +99,7 @@ def build_model(composed: Composed, labels: tuple[str, ...], *, method: Method |
             adapter = (node.build() if method is None else method).attach(backbone)
         head: nn.Module | None = None
         if "head" in composed.nodes:
-            head = build_head(composed.nodes["head"], backbone, len(labels))
+            head = build_head(composed.nodes["head"], backbone, labels)
         task: Task | None = None
         if "task" in composed.nodes and head is not None:
             with _explained(f"task '{composed.nodes['task'].name}'"):
@@ -106,14 +107,14 @@ def build_model(composed: Composed, labels: tuple[str, ...], *, method: Method |
     return MetaModel(backbone, adapter, head, task)
 
 
-def build_head(node: Node, backbone: Backbone, num_outputs: int) -> nn.Module:
+def build_head(node: Node, backbone: Backbone, labels: tuple[str, ...]) -> nn.Module:
     """A head on the meta device.
 
     Raises:
         ConfigError: It does not fit the features, or cannot be built without values.
     """
     with on_meta(), _explained(f"head '{node.name}'"):
-        head: nn.Module = node.build(spec=backbone.feature_spec(), num_outputs=num_outputs)
+        head: nn.Module = build_any_head(node, backbone.feature_spec(), labels)
         return head
 
 

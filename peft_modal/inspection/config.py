@@ -11,6 +11,7 @@ from torch import Tensor
 
 from peft_modal.anatomy import Backbone
 from peft_modal.compose import Composed
+from peft_modal.compose.composed import runtime_args
 from peft_modal.counting import Counts, count_parameters
 from peft_modal.errors import PeftModalError
 from peft_modal.files import Header, versions
@@ -157,9 +158,11 @@ def _full(
 
 def _head_formula(composed: Composed, backbone: Backbone) -> HeadFormula | None:
     node = composed.nodes.get("head")
-    if node is None:
+    # A head that is told the names of the classes may be made by more than their number.
+    if node is None or "class_names" in runtime_args(node.cls):
         return None
-    shapes = [{f"head.{name}": p.shape for name, p in build_head(node, backbone, n).named_parameters()} for n in _TRIED]
+    heads = [build_head(node, backbone, tuple(f"class {i}" for i in range(count))) for count in _TRIED]
+    shapes = [{f"head.{name}": p.shape for name, p in head.named_parameters()} for head in heads]
     two, three, five = (sum(shape.numel() for shape in own.values()) for own in shapes)
     per_class = three - two
     if five - two != 3 * per_class:

@@ -8,11 +8,14 @@ import time
 from collections.abc import Sequence
 
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from torch.utils.data import DataLoader
 
 from peft_modal.api import build
 from peft_modal.compose import Composed
 from peft_modal.counting import count_parameters
-from peft_modal.errors import FileFormatError
+from peft_modal.data.epochs import Batch
+from peft_modal.data.splits import SplitData
+from peft_modal.errors import ConfigError, FileFormatError
 from peft_modal.files import Header, fingerprint, load_adapter, save_adapter, versions, write_text
 from peft_modal.inspection.places import trained_places
 from peft_modal.running.allocation import keep_freed_memory
@@ -104,12 +107,27 @@ def test(trainer: Trainer, task: Task, data: LightningDataModule) -> dict[str, f
 
 
 def prepare(task: Task, data: LightningDataModule) -> None:
-    """Let a method that calibrates itself see some training batches; the optimiser does not exist yet."""
-    if count := task.adapter.events.calibration_batches:
-        batches = itertools.islice(data.train_dataloader(), count)
+    """Let a method that calibrates itself see some training batches; the optimiser does not exist yet.
+
+    Raises:
+        ConfigError: It wants the training samples as they are, and the data gives training batches only.
+    """
+    events = task.adapter.events
+    if count := events.calibration_batches:
+        loader = _plain_samples(data) if events.calibrates_on_plain_samples else data.train_dataloader()
+        batches = itertools.islice(loader, count)
         task.eval()
         task.adapter.events.prepare(batches, lambda batch: task.losses(batch, task(batch)))
         task.train()
+
+
+def _plain_samples(data: LightningDataModule) -> DataLoader[Batch]:
+    if not isinstance(data, SplitData):
+        raise ConfigError(
+            f"data: the method calibrates on training samples as they are, and '{type(data).__name__}' gives training "
+            "batches only; derive it from peft_modal.data.splits.SplitData"
+        )
+    return data.plain_train_dataloader()
 
 
 def _train(trainer: Trainer, task: Task, data: LightningDataModule, folder: RunFolder) -> None:

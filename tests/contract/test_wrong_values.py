@@ -50,6 +50,12 @@ NEEDS = {
     "pointcloud.masked_autoencoding": ["head=masked_decoder", "head.num_heads=3", "head.group_size=4"],
     "pointcloud.masked_decoder": ["head.num_heads=3", "head.group_size=4"],
     "pointcloud.idpt": ["method.k=4"],
+    "pointcloud.idpt_parts": ["method.blocks=[1]"],
+    "pointcloud.shapenet_part": ["data.root=good"],
+    "pointcloud.part_segmentation": ["backbone.levels=2", "head=pointcloud_parts", "data=part_solids"],
+    "pointcloud_parts": ["backbone.levels=2", "task=part_segmentation", "data=part_solids"],
+    "pointcloud.pointgst": ["method.local=4"],
+    "pointcloud.point_peft": ["method.top_k=2"],
     "pointcloud.point_mae": [item for item in BASE if item.startswith("backbone.")],
 }
 HUGE = 10**12

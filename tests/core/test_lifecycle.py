@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import pytest
 import torch
@@ -266,6 +266,31 @@ def test_batches_for_calibration_are_read_only_where_someone_calibrates() -> Non
         yield pytest.fail("a batch was read")
 
     listeners(OwnGradients()).prepare(unreadable(), no_losses)
+
+
+def test_a_listener_that_calibrates_alone_reads_batches_as_they_come_and_two_get_all() -> None:
+    class ReadsOne(LifeCycle):
+        @override
+        def prepare(self, batches: Iterable[object], loss: object) -> None:
+            next(iter(batches))
+
+    def endless(limit: int) -> Iterator[int]:
+        for number in range(limit + 1):
+            assert number < limit, "a batch was read that nobody asked for"
+            yield number
+
+    listeners(ReadsOne(), OwnGradients()).prepare(endless(1), no_losses)
+    seen: list[tuple[object, ...]] = []
+    listeners(ReadsOne(), Recorder(seen)).prepare(iter([1, 2]), no_losses)
+    assert seen == [("prepare", [1, 2])]
+
+
+def test_plain_samples_are_asked_for_where_one_listener_wants_them() -> None:
+    class Plain(LifeCycle):
+        calibrates_on_plain_samples = True
+
+    assert listeners(LifeCycle(), Plain()).calibrates_on_plain_samples
+    assert not listeners(LifeCycle()).calibrates_on_plain_samples
 
 
 def test_what_a_listener_waits_for_and_never_came_is_reported() -> None:

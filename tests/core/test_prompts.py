@@ -273,7 +273,6 @@ def test_stacks_that_take_no_prompts_are_refused_with_the_reason() -> None:
         ({"blocks": ()}, "no block is chosen"),
         ({"blocks": (1, 3)}, r"blocks \[1, 3\] are outside 0\.\.2"),
         ({"blocks": (0, 2), "survives": True}, r"surviving prompts enter consecutive blocks, not \[0, 2\]"),
-        ({"survives": False, "export": "prompt"}, "the head reads the final state of prompts, so they must survive"),
         (
             {"blocks": (0, 1), "survives": True, "export": "prompt"},
             "the head reads prompts behind the last block 2, these leave after block 1",
@@ -294,6 +293,38 @@ def test_fresh_prompts_may_leave_blocks_out() -> None:
     x = draw(2, 5, 8)
     expected, _ = by_hand(x, [(source, False, "prefix", (0, 2))], repeats=True)
     assert_close(backbone({"x": x}).tokens, expected)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_fresh_prompts_are_exported_as_they_enter_and_as_they_leave(checkpointing: bool) -> None:
+    backbone = stream_backbone(layout=layout(repeats=True))
+    backbone.blocks_for_checkpointing(enabled=checkpointing)
+    source = Tokens(count=2)
+    adapter = attach(
+        backbone, lambda a: add_prompts(a, source, count=2, survives=False, blocks=(0, 2), export="prompt")
+    )
+    assert backbone.feature_spec().exports == {"prompt": 8}
+    x = draw(2, 5, 8)
+    features = backbone({"x": x})
+
+    expected, (left_last,) = by_hand(x, [(source, False, "prefix", (0, 2))], repeats=True)
+    net = stream_backbone(layout=layout(repeats=True)).network
+    rest = x + net.pos
+    entering = [net.norm(source.prompt[i].expand(2, -1, -1)) for i in (0, 2)]
+    first = torch.cat([rest[:, :1], (source.prompt[0] + source.pos[0]).expand(2, -1, -1), rest[:, 1:]], dim=1)
+    left_first = net.norm(net.blocks[0](first)[:, 1:3])
+    exported = torch.cat([*entering, left_first, left_last], dim=1)
+    assert_close(features.tokens, expected)
+    assert_close(features.extras["prompt"], exported)
+    leaves = [source.prompt[i] for i in (0, 2)] + [source.pos[i] for i in (0, 2)]
+    ours = gradients(projection_loss(features.extras["prompt"]) + projection_loss(features.tokens), leaves)
+    wanted = gradients(projection_loss(exported) + projection_loss(expected), leaves)
+    for got, right in zip(ours, wanted, strict=True):
+        assert_close(got, right)
+
+    adapter.detach()
+    assert backbone.feature_spec().exports == {}
+    assert not backbone.contexts.inserted
 
 
 def test_two_exports_of_one_name_are_refused() -> None:

@@ -97,7 +97,9 @@ def dynamic_prompt(case: GoldenCase) -> None:
     case.compare("out.prompt", prompt[0])
 
 
-def point_backbone(case: GoldenCase, *, prefix: str = "", frozen_mode: str = "eval") -> PointMAEBackbone:
+def point_backbone(
+    case: GoldenCase, *, prefix: str = "", frozen_mode: str = "eval", has_cls: bool = True, levels: int | list[int] = 0
+) -> PointMAEBackbone:
     """The backbone of a case, filled with its `param.*`; masked pre-training stores no class token."""
     batch, num_points, _ = case.shape("in.points")
     case.require("batch", batch)
@@ -118,6 +120,8 @@ def point_backbone(case: GoldenCase, *, prefix: str = "", frozen_mode: str = "ev
         pointnet_dims=[
             case.shape(f"{path}encoder.{conv}.weight")[0] for conv in ("first_conv.0", "first_conv.3", "second_conv.0")
         ],
+        has_cls=has_cls,
+        levels=levels,
     )
     network = backbone.network
     case.require("qkv_bias", network.blocks.blocks[0].attn.qkv.bias is not None)

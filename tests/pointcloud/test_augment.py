@@ -90,10 +90,10 @@ def test_no_name_leaves_the_points_alone(points):
 
 def test_every_unknown_name_is_reported_with_the_nearest():
     with pytest.raises(ConfigError) as caught:
-        build_augment(["rotat", "jitter", "flip"])
+        build_augment(["rotat", "jitter", "blur"])
     assert len(caught.value.problems) == 2
     assert "'rotat': did you mean 'rotate'" in caught.value.problems[0]
-    assert "known: jitter, rotate, scale_translate" in caught.value.problems[1]
+    assert "known: batch_scale_translate, jitter, rotate, scale, scale_translate, shift" in caught.value.problems[1]
 
 
 def test_a_chain_can_be_sent_to_a_worker_process(points):

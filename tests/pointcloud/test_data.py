@@ -118,6 +118,19 @@ def test_a_training_batch_redraws_points_of_its_clouds_and_augments_them():
     assert not torch.allclose(batch["points"], unturned["points"])
 
 
+def test_plain_training_clouds_are_all_clouds_in_a_fixed_order_without_augmentation():
+    data = solids(shots=3)
+    data.setup("fit")
+
+    points = stacked(data.plain_train_dataloader())
+
+    held = data._sets["train"].clouds
+    assert points.shape == (len(held), data.num_points, 3)
+    assert torch.equal(points, stacked(data.plain_train_dataloader()))
+    for drawn, whole in zip(points, held, strict=True):
+        assert {tuple(p) for p in drawn.tolist()} <= {tuple(p) for p in whole.tolist()}
+
+
 def test_an_epoch_visits_every_cloud_once_and_epochs_differ():
     module = solids(shots=2, augment=[])
     source = module.train_dataloader().dataset.source
@@ -347,7 +360,7 @@ def test_a_damaged_file_is_named(root):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"normalize": "sphere"}, "normalize is 'sphere'"), ({"augment": ["flip"]}, "known: jitter")],
+    [({"normalize": "sphere"}, "normalize is 'sphere'"), ({"augment": ["blur"]}, "known: batch_scale_translate")],
 )
 def test_wrong_arguments_of_folder_end_in_a_sentence(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):

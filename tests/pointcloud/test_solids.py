@@ -324,10 +324,9 @@ def test_a_cut_takes_the_farthest_points_of_one_direction():
 
 
 def test_points_are_drawn_once_each_and_repeated_only_where_too_few_are_visible():
-    points = torch.arange(40.0).repeat(2, 1)[..., None].expand(2, 40, 3)
     alive = torch.zeros(2, 40, dtype=torch.bool)
     alive[0, :30], alive[1, :7] = True, True
-    drawn = corruption._draw(points, alive, 20, generator())[..., 0]
+    drawn = corruption._draw(alive, 20, generator())
     assert len(set(drawn[0].tolist())) == 20
     assert drawn[0].max() < 30
     assert set(drawn[1].tolist()) == set(range(7))

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from peft_modal_pointcloud.solids.assembly import turn_about
-from peft_modal_pointcloud.solids.primitives import BOX, ELLIPSOID, Solids, sample_surface, surface_area
+from peft_modal_pointcloud.solids.primitives import (
+    BOX,
+    ELLIPSOID,
+    Solids,
+    sample_primitives,
+    sample_surface,
+    surface_area,
+)
 
 _CELLS = 28
 _DEPTH_TOLERANCE = 0.12
@@ -33,17 +40,30 @@ def scan(solids: Solids, num_points: int, *, num_dense: int, generator: torch.Ge
         num_dense: Surface points per solid that the corruption starts from.
         generator: CPU generator, the only source of randomness.
     """
-    n = len(solids)
     cluttered, weights = _add_clutter(solids, generator)
     points = sample_surface(cluttered, num_dense, generator=generator, weights=weights)
+    return _observed(points, num_points, generator)[0]
+
+
+def scan_parts(solids: Solids, num_points: int, *, num_dense: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The clouds of `scan` without clutter, and the primitive (n, num_points) int64 that each point lies on."""
+    points, chosen = sample_primitives(solids, num_dense, generator=generator)
+    points, index = _observed(points, num_points, generator)
+    return points, chosen.gather(1, index)
+
+
+def _observed(points: Tensor, num_points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What a scan sees of dense points (n, P, 3), (n, num_points, 3), and which of them that are."""
+    n = len(points)
     turn = turn_about("y", torch.rand(n, generator=generator) * 2 * math.pi)
     stretch = 0.8 + 0.4 * torch.rand(n, 1, 3, generator=generator)
     points = to_unit_sphere(points @ turn.transpose(1, 2) * stretch)
     alive = _visible(points, generator)
     alive = _cut(points, alive, generator)
-    points = _draw(points, alive, num_points, generator)
+    index = _draw(alive, num_points, generator)
+    points = points.gather(1, index[..., None].expand(-1, -1, 3))
     sigma = 0.02 * torch.rand(n, 1, 1, generator=generator)
-    return to_unit_sphere(points + sigma * torch.randn(points.shape, generator=generator))
+    return to_unit_sphere(points + sigma * torch.randn(points.shape, generator=generator)), index
 
 
 def _add_clutter(solids: Solids, generator: torch.Generator) -> tuple[Solids, Tensor]:
@@ -135,10 +155,9 @@ def _cut(points: Tensor, alive: Tensor, generator: torch.Generator) -> Tensor:
     return alive & (rank >= (share * alive.sum(1)).long()[:, None])
 
 
-def _draw(points: Tensor, alive: Tensor, num_points: int, generator: torch.Generator) -> Tensor:
-    """(n, num_points, 3) of the points that are alive, without replacement while there are enough."""
+def _draw(alive: Tensor, num_points: int, generator: torch.Generator) -> Tensor:
+    """(n, num_points) of the points that are alive (n, P), without replacement while there are enough."""
     key = torch.rand(alive.shape, generator=generator).masked_fill(~alive, -1.0)
     order = key.argsort(dim=1, descending=True)
     position = torch.arange(num_points) % alive.sum(1, keepdim=True)
-    index = order.gather(1, position)
-    return points.gather(1, index[..., None].expand(-1, -1, 3))
+    return order.gather(1, position)

@@ -11,8 +11,8 @@ from torch import Tensor
 from peft_modal.errors import ConfigError, nearest
 from peft_modal_pointcloud.solids import families_downstream, families_pretrain
 from peft_modal_pointcloud.solids.assembly import Assembly
-from peft_modal_pointcloud.solids.corruption import scan, to_unit_sphere
-from peft_modal_pointcloud.solids.primitives import Solids, sample_surface, stack_solids
+from peft_modal_pointcloud.solids.corruption import scan, scan_parts, to_unit_sphere
+from peft_modal_pointcloud.solids.primitives import Solids, sample_primitives, sample_surface, stack_solids
 
 PRETRAIN_FAMILIES: tuple[str, ...] = tuple(families_pretrain.FAMILIES)
 DOWNSTREAM_FAMILIES: tuple[str, ...] = tuple(families_downstream.FAMILIES)
@@ -55,12 +55,43 @@ def observe(solids: Solids, *, num_points: int, generator: torch.Generator, corr
         corrupt: With clutter, turn, stretch, occlusion, cut and noise; else the whole surface in its own pose.
     """
     clouds = []
-    # Few points survive occlusion and cut: 2048 dense points serve up to 768.
-    num_dense = max(2048, math.ceil(num_points * 8 / 3))
     for i in range(0, len(solids), _CHUNK):
         part = solids[i : i + _CHUNK]
         if corrupt:
-            clouds.append(scan(part, num_points, num_dense=num_dense, generator=generator))
+            clouds.append(scan(part, num_points, num_dense=_num_dense(num_points), generator=generator))
         else:
             clouds.append(to_unit_sphere(sample_surface(part, num_points, generator=generator)))
     return torch.cat(clouds)
+
+
+def observe_parts(
+    solids: Solids, parts: Tensor, *, num_points: int, generator: torch.Generator, corrupt: bool = True
+) -> tuple[Tensor, Tensor]:
+    """One point cloud of every solid as `observe` gives it, but never cluttered, and the part of each point.
+
+    Args:
+        solids: n solids of S primitives.
+        parts: Part of each primitive by family, (F, S) int64.
+        num_points: Points per cloud.
+        generator: CPU generator, the only source of randomness.
+        corrupt: With turn, stretch, occlusion, cut and noise; else the whole surface in its own pose.
+
+    Returns:
+        Points (n, num_points, 3) float32 in the unit sphere, and their parts (n, num_points) int64.
+    """
+    clouds, labels = [], []
+    for i in range(0, len(solids), _CHUNK):
+        few = solids[i : i + _CHUNK]
+        if corrupt:
+            points, chosen = scan_parts(few, num_points, num_dense=_num_dense(num_points), generator=generator)
+        else:
+            points, chosen = sample_primitives(few, num_points, generator=generator)
+            points = to_unit_sphere(points)
+        clouds.append(points)
+        labels.append(parts[few.labels].gather(1, chosen))
+    return torch.cat(clouds), torch.cat(labels)
+
+
+def _num_dense(num_points: int) -> int:
+    """Few points survive occlusion and cut: 2048 dense points serve up to 768."""
+    return max(2048, math.ceil(num_points * 8 / 3))

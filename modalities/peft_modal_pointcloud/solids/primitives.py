@@ -78,15 +78,27 @@ def sample_surface(
         generator: CPU generator, the only source of randomness.
         weights: (n, S) share of the points per primitive; default its surface area.
     """
+    return sample_primitives(solids, num_points, generator=generator, weights=weights)[0]
+
+
+def sample_primitives(
+    solids: Solids, num_points: int, *, generator: torch.Generator, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The points of `sample_surface`, and the primitive (n, num_points) int64 that each of them lies on."""
     weights = surface_area(solids) if weights is None else weights
     chunks = [
         _sample_chunk(solids[i : i + _CHUNK], weights[i : i + _CHUNK], num_points, generator)
         for i in range(0, len(solids), _CHUNK)
     ]
-    return torch.cat(chunks) if chunks else torch.empty(0, num_points, 3)
+    if not chunks:
+        return torch.empty(0, num_points, 3), torch.empty(0, num_points, dtype=torch.int64)
+    points, chosen = zip(*chunks, strict=True)
+    return torch.cat(points), torch.cat(chosen)
 
 
-def _sample_chunk(solids: Solids, weights: Tensor, num_points: int, generator: torch.Generator) -> Tensor:
+def _sample_chunk(
+    solids: Solids, weights: Tensor, num_points: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     n = len(solids)
     u = torch.rand(n, num_points, 5, generator=generator)
     cumulative = weights.cumsum(-1)
@@ -101,7 +113,7 @@ def _sample_chunk(solids: Solids, weights: Tensor, num_points: int, generator: t
         mask = kind == value
         local[mask] = formula(shape[mask], u[mask])
     world = (solids.rotation[row, chosen] * local[..., None, :]).sum(-1)  # (n, P, 3, 3) * (n, P, 1, 3)
-    return world + solids.centre[row, chosen]
+    return world + solids.centre[row, chosen], chosen
 
 
 def _box_faces(shape: Tensor) -> Tensor:

@@ -2,13 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
-from point_cloud_runs import IDPT, PRETRAIN, TINY_BACKBONE
+from lightning.pytorch import LightningDataModule
+from point_cloud_runs import IDPT, PRETRAIN, SHORT, TINY_BACKBONE, TINY_DATA
+from safetensors import safe_open
 from tiny_runs import measured, metrics_of
 
 import peft_modal
 from peft_modal.cli.main import main
+from peft_modal.errors import ConfigError
+from peft_modal.running.fit import prepare
 
 
 def test_fit_leaves_an_adapter_its_configuration_and_its_figures(run):
@@ -109,3 +115,27 @@ def test_block_masks_pre_train_from_the_first_pass_on():
 
     assert code == 0
     assert "test/loss" in metrics_of("run")
+
+
+def test_point_peft_stores_its_bank_of_all_training_clouds_and_is_measured_from_the_file():
+    arguments = [*TINY_BACKBONE, *TINY_DATA, *SHORT, "--method.k=4"]
+    assert main(["fit", "--config", "pointcloud_point_peft.yaml", *arguments, "--out", "run"]) == 0
+    with safe_open("run/adapter.safetensors", "pt") as file:
+        (name,) = [name for name in file.keys() if name.endswith("prompts.bank")]  # noqa: SIM118 - no mapping
+        bank = file.get_tensor(name)
+
+    assert bank.shape == (24, 12 * 4)
+    assert torch.allclose(bank.norm(dim=0), torch.ones(48), atol=1e-5)
+    assert main(["test", "--adapter", "run/adapter.safetensors", "--out", "again"]) == 0
+    assert metrics_of("again")["test/accuracy"] == metrics_of("run")["test/accuracy"]
+
+
+def test_data_without_plain_samples_is_refused_where_a_method_calibrates_on_them():
+    class OnlyBatches(LightningDataModule):
+        """Training batches alone."""
+
+    events = SimpleNamespace(calibration_batches=1, calibrates_on_plain_samples=True)
+    task = SimpleNamespace(adapter=SimpleNamespace(events=events))
+
+    with pytest.raises(ConfigError, match="'OnlyBatches' gives training batches only"):
+        prepare(task, OnlyBatches())
