@@ -117,7 +117,12 @@ class Mask(PacksItself):
     @override
     def packed(self) -> dict[str, Tensor]:
         """Row by row, eight entries a byte, the first one in the highest bit, zeros behind the last."""
+        if self.mask_logit.is_meta:  # a count without values
+            return {"mask_bits": self.mask_logit.new_empty(self._bytes(), dtype=torch.uint8)}
         return {"mask_bits": torch.from_numpy(np.packbits(self.kept().cpu().numpy().reshape(-1)))}
+
+    def _bytes(self) -> int:
+        return math.ceil(self.mask_logit.numel() / 8)
 
     @override
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
@@ -128,7 +133,7 @@ class Mask(PacksItself):
 
     @override
     def refuse(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        bits, size = tensors["mask_bits"], math.ceil(self.mask_logit.numel() / 8)
+        bits, size = tensors["mask_bits"], self._bytes()
         if bits.dtype != torch.uint8 or tuple(bits.shape) != (size,):
             raise FileFormatError(
                 f"tensor '{name}.mask_bits' is {bits.dtype} of shape {tuple(bits.shape)}; a bit for each of "
