@@ -32,6 +32,7 @@ from peft_modal_pointcloud.foreign import match_backbone, read_point_checkpoint
 from peft_modal_pointcloud.network import Init, PointMAE
 from peft_modal_pointcloud.sampling import Operators
 from peft_modal_pointcloud.sampling_pytorch3d import operators
+from peft_modal_pointcloud.views import patch_views
 
 STREAM: tuple[Access, ...] = ("read", "add", "replace", "tokens")
 NANO: dict[str, Any] = {
@@ -176,6 +177,16 @@ class PointMAEBackbone(Backbone):
             extras |= {"category": batch["category"]} if "category" in batch else {}
         layout = None if "mask" in batch else self.anatomy.layouts["blocks"]
         return Features(encoded.tokens, layout, extras)
+
+    @torch.no_grad()
+    def views(self, sample: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Where the patches of a cloud lie; nothing of a sample without `points` (P, 3)."""
+        if "points" not in sample:
+            return {}
+        points = sample["points"].float()
+        # Not a pass of the network: the hooks that fill its context stay out.
+        neighbourhood, centres = self.network.group_divider.forward(points[None].to(self.device))  # type: ignore[union-attr, operator]
+        return patch_views(points, centres[0].cpu(), neighbourhood[0].cpu())
 
     def example_batch(self, batch_size: int = 2) -> dict[str, Tensor]:
         """Random points in the unit cube."""

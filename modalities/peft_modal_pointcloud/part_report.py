@@ -11,7 +11,7 @@ from peft_modal.report import Best, Column, Fact, Gallery, Kept, Row, Section, T
 from peft_modal.tasks.confusion import confused_pairs
 from peft_modal_heads.parts import PartOutput, PartTable
 from peft_modal_pointcloud.part_metrics import GroupMean, shape_ious
-from peft_modal_pointcloud.render import FIRST_PART, LEGEND, SHOWN, WRONG
+from peft_modal_pointcloud.render import FIRST_PART, LEGEND, SHOWN, STRONG
 
 _SAMPLES: Final = 6
 _FOUND: Final = "found"
@@ -81,7 +81,7 @@ class PartCollector:
         name = self.table.categories[category] or "cloud"
         return (
             Tile(f"{name}, true", {**sample, SHOWN: parts}, None, (Fact("sample", kept.index, "count"),)),
-            Tile(f"IoU {100 * kept.sample[_IOU]:.1f} %", {**sample, SHOWN: found, WRONG: is_wrong}, None, (right,)),
+            Tile(f"IoU {100 * kept.sample[_IOU]:.1f} %", {**sample, SHOWN: found, STRONG: is_wrong}, None, (right,)),
         )
 
     def _figures(self) -> Section:

@@ -22,15 +22,22 @@ _DARKEST, _LIGHTEST = 0.22, 0.85
 
 
 SHOWN: Final = "shown"
-"""The key of the parts (P,) that a sample is drawn by."""
-WRONG: Final = "wrong"
-"""The key of what is wrong of them, (P,) bool; the rest is drawn pale."""
+"""The key of the parts (P,) that a sample is drawn by; points of none, below the first one, are grey."""
+STRONG: Final = "strong"
+"""The key of the points that stand out, (P,) bool; the rest is drawn pale."""
+VALUES: Final = "values"
+"""The key of one value per point, (P,) in -1..1, that a sample is drawn by."""
+MARKS: Final = "marks"
+"""The key of places (M, 3) that are marked by dots."""
 LEGEND: Final = "legend"
 """The key of the names of the category's parts, from `first_part` on; "" for one that is not to be named."""
 FIRST_PART: Final = "first_part"
 """The key of the first part of the sample's category."""
 _COLOURS: Final = (*CYCLE, "#7f8794", "#d9a514")
+_GREY: Final = "#8a8f98"
 _PALE: Final = 0.3
+_MARK: Final = 34.0
+_MARK_COLOUR: Final = "#d1580b"
 _COLUMNS: Final = 3
 _LINE: Final = 0.085
 """Of the legend, in heights of the picture."""
@@ -40,23 +47,31 @@ _FONT: Final = 10.5
 def render(axes: Axes, sample: Mapping[str, Any], prediction: Mapping[str, Any] | None) -> None:
     """Draw the `points` (P, 3) of a sample, y up; far points are smaller and paler.
 
-    Colours tell the height, or the part where the points have parts, whose names stand below.
+    Colours tell the height; the part where the points have parts, whose names stand below; or their values.
 
     Args:
         axes: Empty, square, with equal units.
-        sample: One cloud; `shown` (P,), `first_part`, `legend` and perhaps `wrong` (P,) where its points have parts.
+        sample: One cloud; `shown` (P,), `first_part`, `legend` and perhaps `strong` (P,) where its points have parts;
+            `values` (P,) in their place; `marks` (M, 3) beside any of them.
         prediction: Not drawn; the report writes it below.
     """
     del prediction
     points = sample["points"].float()
     if SHOWN in sample:
         _draw_parts(axes, points, sample)
-        return
-    from matplotlib import colormaps
+    else:
+        from matplotlib import colormaps
 
-    height = _unit_range(points[:, 1])
-    _scatter(axes, points, colormaps["viridis"](_DARKEST + (_LIGHTEST - _DARKEST) * height.numpy()))
-    _limit(axes, view(points)[:, :2])
+        if VALUES in sample:
+            colours = colormaps["coolwarm"](((sample[VALUES] + 1) / 2).numpy())
+        else:
+            height = _unit_range(points[:, 1])
+            colours = colormaps["viridis"](_DARKEST + (_LIGHTEST - _DARKEST) * height.numpy())
+        _scatter(axes, points, colours, strength=_pale(points) if MARKS in sample else None)
+        _limit(axes, view(points)[:, :2])
+    if MARKS in sample:
+        right, up, _ = view(sample[MARKS].float()).unbind(-1)
+        axes.scatter(right, up, s=_MARK, c=_MARK_COLOUR, edgecolors="white", linewidths=0.8, zorder=3)
 
 
 def _draw_parts(axes: Axes, points: Tensor, sample: Mapping[str, Any]) -> None:
@@ -64,9 +79,11 @@ def _draw_parts(axes: Axes, points: Tensor, sample: Mapping[str, Any]) -> None:
 
     palette = to_rgba_array(_COLOURS)
     labels = sample[SHOWN] - int(sample[FIRST_PART])
-    wrong = sample.get(WRONG)
-    strength = None if wrong is None else torch.where(wrong, 1.0, _PALE)
-    _scatter(axes, points, palette[(labels % len(palette)).numpy()], strength=strength)
+    strong = sample.get(STRONG)
+    strength = None if strong is None else torch.where(strong, 1.0, _PALE)
+    colours = palette[(labels % len(palette)).numpy()]
+    colours[(labels < 0).numpy()] = to_rgba_array(_GREY)
+    _scatter(axes, points, colours, strength=strength)
     _limit(axes, view(points)[:, :2])
     named = [(name, _COLOURS[number % len(_COLOURS)]) for number, name in enumerate(sample[LEGEND]) if name]
     lines = -(-len(named) // _COLUMNS)
@@ -93,6 +110,10 @@ def _scatter(
     colours[:, 3] = alpha if strength is None else alpha * strength
     size = 4.0 + 14.0 * near.square()
     axes.scatter(right[order] + shift, up[order], s=size[order], c=colours[order.numpy()], linewidths=0)
+
+
+def _pale(points: Tensor) -> Tensor:
+    return torch.full((len(points),), _PALE)
 
 
 def _limit(axes: Axes, flat: Tensor) -> None:

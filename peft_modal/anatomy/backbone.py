@@ -94,6 +94,18 @@ class Backbone(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no gradient checkpointing")
 
+    def views(self, sample: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """What the network makes of a sample before its first block, for reports; by default nothing to show.
+
+        Args:
+            sample: One element of a batch without the batch axis, on the CPU.
+
+        Returns:
+            Samples that the modality's renderer draws, on the CPU, by their titles.
+        """
+        del sample
+        return {}
+
     def forward(self, batch: Mapping[str, Any]) -> Features:
         """Features of a batch, with what attached methods export."""
         context = self.contexts.begin(batch)

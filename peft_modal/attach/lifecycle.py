@@ -79,6 +79,11 @@ class LifeCycle(nn.Module):
         """Entries of each site that the method chose to tune, by the site's name; empty where it does not choose."""
         return {}
 
+    def views(self, sample: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """What the method makes of a sample, for reports; see `Backbone.views`."""
+        del sample
+        return {}
+
     def facts(self) -> Mapping[str, Any]:
         """What the adapter file's header shall say beside the configuration: JSON values; see `Adapter.facts`."""
         return {}

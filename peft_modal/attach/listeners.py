@@ -129,6 +129,10 @@ class Listeners:
                 found[site] = found.get(site, 0) + count
         return found
 
+    def views(self, sample: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """See `LifeCycle.views`."""
+        return {title: view for member in self._members for title, view in member.views(sample).items()}
+
     def facts(self) -> dict[str, dict[str, Any]]:
         """See `LifeCycle.facts`; by name, of those who have some."""
         said = {name: dict(member.facts()) for name, member in zip(self._names, self._members, strict=True)}

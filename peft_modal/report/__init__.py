@@ -21,7 +21,7 @@ from peft_modal.report.blocks import (
     Tile,
 )
 from peft_modal.report.charts import heat_chart, line_chart, matrix_chart
-from peft_modal.report.collector import Best, Collector, Kept, draw, element
+from peft_modal.report.collector import Best, Collector, Kept, batch_size, draw, element
 from peft_modal.report.numbers import Kind, show
 from peft_modal.report.pictures import Renderer
 from peft_modal.report.write import PAGE, TWIN, write_report
@@ -47,6 +47,7 @@ __all__ = [
     "Table",
     "Text",
     "Tile",
+    "batch_size",
     "draw",
     "element",
     "heat_chart",

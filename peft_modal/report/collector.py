@@ -70,6 +70,11 @@ def draw(seed: int, index: int) -> float:
     return int.from_bytes(digest, "big") / 2**56
 
 
+def batch_size(batch: Mapping[str, Any]) -> int:
+    """How many samples a batch holds: the length of its first tensor."""
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor))
+
+
 def element(batch: Mapping[str, Any], index: int) -> dict[str, Any]:
     """One sample of a batch without the batch axis, its tensors on the CPU."""
     return {name: _element(value, index) for name, value in batch.items()}

@@ -15,10 +15,11 @@ from peft_modal.attach import Adapter, Run
 from peft_modal.data.seeding import seeded
 from peft_modal.errors import ConfigError, TrainingError
 from peft_modal.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Share
-from peft_modal.report import Collector, Section
+from peft_modal.report import Collector, Section, batch_size
 from peft_modal.tasks.averaging import MovingAverage
 from peft_modal.tasks.clipping import FrozenGradients
 from peft_modal.tasks.optim import cosine_with_warmup, parameter_groups, summed_learning_rates
+from peft_modal.tasks.sight import SightCollector
 from peft_modal.tasks.tensors import load_tensors, tensors_of
 
 Stage = Literal["train", "val", "test"]
@@ -109,7 +110,7 @@ class Task(LightningModule):
         self._batch: Any = None
         self._step = -1
         self._micro = 0
-        self._collector: Collector | None = None
+        self._collectors: tuple[Collector, ...] = ()
 
     # What a subclass gives.
 
@@ -201,7 +202,7 @@ class Task(LightningModule):
         named = {**self.losses(batch, output), **self.adapter.events.penalty(batch, output)}
         self._losses, self._batch = named, batch
         for name, value in named.items():
-            self.log(f"train/{name}", value.detach(), on_step=False, on_epoch=True, batch_size=_size(batch))
+            self.log(f"train/{name}", value.detach(), on_step=False, on_epoch=True, batch_size=batch_size(batch))
         self.update_metrics("train", batch, output)
         self._total = loss = torch.stack([value.reshape(()) for value in named.values()]).sum()
         if not torch.isfinite(loss):
@@ -244,18 +245,20 @@ class Task(LightningModule):
     def _evaluate(self, stage: Stage, batch: Mapping[str, Any]) -> None:
         output = self.evaluate(stage, batch)
         for name, value in self.evaluation_losses(batch, output).items():
-            self.log(f"{stage}/{name}", value, on_epoch=True, batch_size=_size(batch))
+            self.log(f"{stage}/{name}", value, on_epoch=True, batch_size=batch_size(batch))
         self.update_metrics(stage, batch, output)
-        if self._collector is not None:
-            self._collector.add(batch, output)
+        for collector in self._collectors:
+            collector.add(batch, output)
 
     def start_report(self, *, seed: int) -> None:
         """Let the task watch every batch that is evaluated from now on."""
-        self._collector = self.make_collector(seed=seed)
+        own = self.make_collector(seed=seed)
+        sight = SightCollector(self.backbone.views, self.adapter.events.views, seed=seed)
+        self._collectors = (sight,) if own is None else (own, sight)
 
     def report_sections(self) -> tuple[Section, ...]:
         """The task's own part of a report on what was evaluated since `start_report`."""
-        return () if self._collector is None else self._collector.sections()
+        return tuple(section for collector in self._collectors for section in collector.sections())
 
     def evaluate(self, stage: Stage, batch: Mapping[str, Any]) -> Output:
         """Predictions outside training; a task may average several passes here."""
@@ -386,7 +389,3 @@ class Task(LightningModule):
         checkpoint["state_dict"] = {}
         if self.average is not None and "average" in checkpoint:
             self.average.load(checkpoint["average"])
-
-
-def _size(batch: Mapping[str, Any]) -> int:
-    return next(len(value) for value in batch.values() if isinstance(value, Tensor))

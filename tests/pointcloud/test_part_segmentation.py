@@ -21,7 +21,7 @@ from peft_modal.errors import ConfigError
 from peft_modal_heads.parts import PartOutput, PartTable
 from peft_modal_pointcloud.part_metrics import GroupMean, shape_ious
 from peft_modal_pointcloud.part_report import PartCollector
-from peft_modal_pointcloud.render import FIRST_PART, LEGEND, SHOWN, WRONG, render
+from peft_modal_pointcloud.render import FIRST_PART, LEGEND, SHOWN, STRONG, render
 
 NAMES = ("cup/body", "cup/handle", "table/top", "table/leg", "table/shelf")
 TABLE = PartTable(NAMES)
@@ -191,7 +191,7 @@ def test_the_report_counts_what_it_saw() -> None:
 def test_parts_are_drawn_in_the_colours_of_their_names_and_right_ones_pale() -> None:
     points, parts = torch.randn(40, 3), torch.arange(40) % 2 + 2
     sample = {"points": points, SHOWN: parts, FIRST_PART: 2, LEGEND: ["top", "leg", "", "shelf", "drawer"]}
-    true, found = drawn(sample), drawn({**sample, WRONG: torch.arange(40) < 5})
+    true, found = drawn(sample), drawn({**sample, STRONG: torch.arange(40) < 5})
     (cloud,), (pale,) = true.collections, found.collections
     colours = {tuple(colour) for colour in cloud.get_facecolors()[:, :3].round(3)}
     names = {text.get_text(): to_rgb(text.get_color()) for text in true.texts}
