@@ -185,7 +185,7 @@ class PointMAEBackbone(Backbone):
             return {}
         points = sample["points"].float()
         # Not a pass of the network: the hooks that fill its context stay out.
-        neighbourhood, centres = self.network.group_divider.forward(points[None].to(self.device))  # type: ignore[union-attr, operator]
+        neighbourhood, centres = self.network.group_divider.forward(points[None].to(self.device))  # type: ignore[union-attr]
         return patch_views(points, centres[0].cpu(), neighbourhood[0].cpu())
 
     def example_batch(self, batch_size: int = 2) -> dict[str, Tensor]:

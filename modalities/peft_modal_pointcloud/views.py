@@ -48,7 +48,7 @@ def spectral_views(points: Tensor, centres: Tensor, *, local: int) -> dict[str, 
     graph = laplacian(adjacency(centres[None])[0])[0]
     frequencies = torch.einsum("gk,gh,hk->k", basis, graph, basis)
     nearest, weight = _nearest(points, centres)
-    views = {}
+    views: dict[str, dict[str, Any]] = {}
     for k in _COMPONENTS[: len(centres) - 1]:
         component = basis[:, k] / basis[:, k].abs().max()
         values = (component[nearest] * weight).sum(-1)
@@ -58,7 +58,7 @@ def spectral_views(points: Tensor, centres: Tensor, *, local: int) -> dict[str, 
     count = len(local_chunks(centres[None], order[None], local))
     part[order] = torch.arange(count).repeat_interleave(local)
     views[f"{count} sub-graphs of {local} centres"] = {
-        "points": points, SHOWN: part[nearest[:, 0]], FIRST_PART: 0, LEGEND: [""] * count, MARKS: centres,
+        "points": points, SHOWN: part[nearest[:, 0]], FIRST_PART: 0, LEGEND: [""] * count,
     }  # fmt: skip
     return views
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from peft_modal.errors import AttachError
+from peft_modal.methods.vpt import VPT
 from peft_modal_pointcloud.backbone import PointMAEBackbone
 from peft_modal_pointcloud.pointgst import PointGST
 from peft_modal_pointcloud.spectral import adjacency, laplacian, morton_order, spectral_basis, spectral_transform
@@ -91,3 +92,78 @@ def test_every_tensor_learns_from_the_third_step_and_both_norms_lie_behind_two_z
     assert len(norms) == 4 * 3
     assert norms <= silent[1]
     assert not silent[2]
+
+
+def filled(transform="reference", **arguments):
+    """A backbone with a PointGST whose every tensor is away from its initial value."""
+    backbone = PointMAEBackbone.tiny()
+    adapter = PointGST(local=8, transform=transform, **arguments).attach(backbone)
+    with torch.no_grad():
+        for parameter in adapter.named_trained().values():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    return backbone, adapter
+
+
+def test_the_papers_transform_follows_a_permutation_of_the_tokens() -> None:
+    _, adapter = filled("paper")
+    module = adapter.adapter.get_submodule("blocks.0.mlp.branch")
+    points = centres()
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, 25, 24)
+    moved = torch.cat([x[:, :1], x[:, 1:][:, order]], 1)
+    patches = slice(1, 25)
+
+    def matrix(places):
+        return spectral_transform(places, local=8, basis="exact", transform="paper")
+
+    found = module.adapt(x, matrix(points), patches)
+    permuted = module.adapt(moved, matrix(points[:, order]), patches)
+
+    torch.testing.assert_close(permuted[:, 1:], found[:, 1:][:, order], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(permuted[:, :1], found[:, :1])
+
+
+def test_both_branches_give_their_gradient_to_the_one_spectral_layer() -> None:
+    _, adapter = filled()
+    module = adapter.adapter.get_submodule("blocks.0.mlp.branch")
+    matrix = spectral_transform(centres(), local=8, basis="exact", transform="reference")
+    x = torch.randn(2, 25, 24)
+
+    def gradient(matrix: torch.Tensor) -> torch.Tensor:
+        out = module.adapt(x, matrix, slice(1, 25))
+        return torch.autograd.grad(out.sum(), module.spectral.weight)[0]
+
+    # A branch whose coefficients come from zeros still passes W; what is left of it does not reach the tokens.
+    over_all, over_parts = matrix.clone(), matrix.clone()
+    over_all[:, 24:] = 0
+    over_parts[:, :24] = 0
+    torch.testing.assert_close(gradient(matrix), gradient(over_all) + gradient(over_parts), rtol=1e-4, atol=1e-4)
+
+
+def test_bases_are_made_once_for_all_blocks_of_a_pass(monkeypatch) -> None:
+    from peft_modal_pointcloud import pointgst
+
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return spectral_transform(*args, **kwargs)
+
+    monkeypatch.setattr(pointgst, "spectral_transform", counted)
+    backbone, _ = filled()
+    for _ in range(2):
+        backbone(backbone.example_batch())
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("place", "patches"), [("prefix", slice(4, 28)), ("end", slice(1, 25))])
+def test_prompts_of_another_method_are_no_nodes_of_the_graph(place, patches, monkeypatch) -> None:
+    backbone, adapter = filled()
+    VPT(num_tokens=3, place=place, stacks="blocks").attach(backbone, name="prompts")
+    module = adapter.adapter.get_submodule("blocks.1.mlp.branch")
+    seen = []
+    monkeypatch.setattr(module, "adapt", lambda x, matrix, patches: seen.append((x.shape, patches)) or x)
+
+    backbone(backbone.example_batch())
+
+    assert seen == [((2, 28, 24), patches)]
