@@ -53,6 +53,11 @@ def scale(points: Tensor, generator: Generator, *, low: float = 0.8, high: float
     return points * (low + (high - low) * torch.rand(len(points), 1, 1, generator=generator).to(points))
 
 
+def narrow_scale(points: Tensor, generator: Generator) -> Tensor:
+    """Scale each axis of each cloud (B, P, 3) by U(0.9, 1.1); Point-PEFT on scans (Tang et al., AAAI 2024)."""
+    return scale_translate(points, generator, scale=(0.9, 1.1), shift=0.0)
+
+
 def shift(points: Tensor, generator: Generator, *, limit: float = 0.1) -> Tensor:
     """Shift each cloud (B, P, 3) by t ~ U(-limit, limit) per axis; part segmentation of Point-MAE and IDPT."""
     return points + (2 * torch.rand(len(points), 1, 3, generator=generator).to(points) - 1) * limit
@@ -63,7 +68,16 @@ def rotate(points: Tensor, generator: Generator) -> Tensor:
 
     p R with the rows (cos a, 0, sin a), (0, 1, 0), (-sin a, 0, cos a), as the data code of Point-MAE does.
     """
-    angle = 2 * math.pi * torch.rand(len(points), generator=generator).to(points)
+    return _turned(points, 2 * math.pi * torch.rand(len(points), generator=generator))
+
+
+def batch_rotate(points: Tensor, generator: Generator) -> Tensor:
+    """`rotate` by one angle for all clouds (B, P, 3) of the batch; Point-PEFT on scans (Tang et al., AAAI 2024)."""
+    return _turned(points, 2 * math.pi * torch.rand(1, generator=generator).expand(len(points)))
+
+
+def _turned(points: Tensor, angle: Tensor) -> Tensor:
+    angle = angle.to(points)
     turn = torch.zeros(len(points), 3, 3).to(points)
     turn[:, 0, 0] = turn[:, 2, 2] = angle.cos()
     turn[:, 0, 2], turn[:, 2, 0] = angle.sin(), -angle.sin()
@@ -81,8 +95,10 @@ AugmentNames = Sequence[str] | str
 """One name, `none`, or several in the order in which they are applied."""
 
 AUGMENTATIONS: Mapping[str, Augmentation] = {
+    "batch_rotate": batch_rotate,
     "batch_scale_translate": batch_scale_translate,
     "jitter": jitter,
+    "narrow_scale": narrow_scale,
     "rotate": rotate,
     "scale": scale,
     "scale_translate": scale_translate,

@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from peft_modal.errors import ConfigError
-from peft_modal_pointcloud.augment import AUGMENTATIONS, build_augment, jitter, rotate, scale_translate, unit
+from peft_modal_pointcloud.augment import (
+    AUGMENTATIONS,
+    batch_rotate,
+    build_augment,
+    jitter,
+    narrow_scale,
+    rotate,
+    scale_translate,
+    unit,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -93,7 +102,7 @@ def test_every_unknown_name_is_reported_with_the_nearest():
         build_augment(["rotat", "jitter", "blur"])
     assert len(caught.value.problems) == 2
     assert "'rotat': did you mean 'rotate'" in caught.value.problems[0]
-    assert "known: batch_scale_translate, jitter, rotate, scale, scale_translate, shift" in caught.value.problems[1]
+    assert "known: batch_rotate, batch_scale_translate, jitter, narrow_scale, rotate, scale" in caught.value.problems[1]
 
 
 def test_a_chain_can_be_sent_to_a_worker_process(points):
@@ -114,3 +123,18 @@ def test_unit_centres_by_the_mean_and_scales_by_the_farthest_point(points):
 
 def test_unit_of_a_single_point_is_zero_and_not_nan():
     assert torch.equal(unit(torch.full((1, 3), 5.0)), torch.zeros(1, 3))
+
+
+def test_batch_rotate_turns_all_clouds_by_one_angle(points):
+    turned = batch_rotate(points, generator(3))
+    torch.testing.assert_close(turned[:1], rotate(points[:1], generator(3)))
+    torch.testing.assert_close(batch_rotate(points[:1].expand(6, -1, -1), generator(3)), turned[:1].expand(6, -1, -1))
+
+
+def test_narrow_scale_stretches_axes_by_at_most_a_tenth():
+    ones = torch.ones(500, 2, 3)
+    scaled = narrow_scale(ones, generator())
+    assert torch.equal(scaled[:, 0], scaled[:, 1])
+    assert 0.9 <= scaled.min() < 0.91
+    assert 1.09 < scaled.max() <= 1.1
+    assert not torch.equal(scaled[..., 0], scaled[..., 1])

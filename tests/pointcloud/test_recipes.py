@@ -14,15 +14,12 @@ from peft_modal.compose import compose
 
 FOLDER = Path(__file__).parents[2] / "configs" / "papers"
 PAPERS = sorted(path for path in FOLDER.glob("*.yaml") if "name: point_mae" in path.read_text(encoding="utf-8"))
-OURS = [
-    path
-    for path in PAPERS
-    if path.stem.startswith(("scanobjectnn_", "modelnet")) and path.stem.endswith(("idpt", "full"))
-]
+OURS = [path for path in PAPERS if path.stem.startswith(("scanobjectnn_", "modelnet"))]
 SMALL = [
     "--backbone.weights=random", "--backbone.dim=24", "--backbone.depth=12", "--backbone.num_heads=3",
     "--backbone.num_group=24", "--backbone.group_size=8", "--backbone.pointnet_dims=[8, 16, 16]", "--data.batch_size=4",
 ]  # fmt: skip
+SMALL_METHODS = {"pointgst": ["--method.local=8"], "peft": ["--method.feature_groups=12"]}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,8 @@ def test_every_recipe_runs(path: Path, root: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(root)
     monkeypatch.setenv("PEFT_MODAL_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "run"
-    assert main(["fit", "--config", path.name, *SMALL, "--trainer.fast_dev_run=true", "--out", str(out)]) == 0
+    small = [*SMALL, *SMALL_METHODS.get(path.stem.rpartition("_")[2], ())]
+    assert main(["fit", "--config", path.name, *small, "--trainer.fast_dev_run=true", "--out", str(out)]) == 0
     assert (out / "adapter.safetensors").is_file()
 
 
@@ -49,7 +47,9 @@ COUNTS = {
     "scanobjectnn_bg_idpt": 1_500_175, "scanobjectnn_only_idpt": 1_696_783, "scanobjectnn_hardest_idpt": 1_696_783,
     "modelnet40_idpt": 1_703_208, "modelnet_fewshot_idpt": 1_703_208, "scanobjectnn_bg_full": 22_093_327,
     "scanobjectnn_only_full": 22_093_327, "scanobjectnn_hardest_full": 22_093_327, "modelnet40_full": 22_099_752,
-    "modelnet_fewshot_full": 22_099_752,
+    "modelnet_fewshot_full": 22_099_752, "scanobjectnn_bg_pointgst": 622_831, "scanobjectnn_only_pointgst": 622_831,
+    "scanobjectnn_hardest_pointgst": 622_831, "modelnet40_pointgst": 629_256,
+    "scanobjectnn_hardest_point_peft": 710_749, "modelnet40_point_peft": 710_749 + 25 * 257,
 }  # fmt: skip
 
 
@@ -71,7 +71,8 @@ def test_recipes_are_those_of_the_cards() -> None:
         assert backbone["frozen_mode"] == "reference"
         assert (task["lr"], task["weight_decay"], task["clip_norm"]) == (5e-4, 0.05, 10.0)
         assert task["clip_scope"] == ("all" if nodes["method"].name == "idpt" else "trainable")
-        is_scan, is_idpt = path.stem.startswith("scan"), path.stem.endswith("idpt")
-        assert data["augment"] == ("rotate" if is_scan and is_idpt else "scale_translate")
+        is_scan, method = path.stem.startswith("scan"), nodes["method"].name
+        scans = {"idpt": "rotate", "point_peft": ["narrow_scale", "batch_rotate"]}.get(method, "scale_translate")
+        assert data["augment"] == (scans if is_scan else "scale_translate")
         assert (data["batch_size"], data["val_share"]) == (32, 0.0)
         assert data["normalize"] == ("none" if is_scan else "unit")
