@@ -2,6 +2,7 @@
 
 For each method a fresh process takes turns: one step of full fine-tuning, one of the method, one of full fine-tuning,
 and so on; a ratio is over the mean of both neighbours, so that a busy machine slows both, and the median over rounds.
+Rows called `over` compare with another row in the same way.
 glibc is told to keep freed memory: a virtual machine may take 10 us to hand out a page again, more than to fill it.
 Another fresh process gives the peak memory of the method alone. Steps hold forward, loss, backward and AdamW on a batch
 in memory, in float32. Results are added to a JSON file as they come; what is in it is not measured again.
@@ -45,7 +46,8 @@ FLOOR = "one norm shift (the floor)"
 EXTRA = (ALL_LINEARS, PEFT, FLOOR)
 NO_UPDATE = "full, without its optimiser"
 OVER = "sara, over the row above"
-BASES = {OVER: NO_UPDATE}
+GST = "pointgst as published, over lora"
+BASES = {OVER: NO_UPDATE, GST: "lora"}
 """What a row is compared with, where it is not full fine-tuning."""
 MODALITIES = {"vit_s": "", "point_mae": "pointcloud", "unet": "diffusion"}
 
@@ -111,7 +113,8 @@ def method_names(backbone: str) -> list[str]:
     if backbone == "unet":
         # A step takes seconds there: only what the memory of chosen entries is compared with.
         return ["full", NO_UPDATE, OVER, *EXTRA, "lora", "sara"]
-    return ["full", *EXTRA, *(name for name in registered if name not in left_out)]
+    own = (GST,) if backbone == "point_mae" else ()
+    return ["full", *EXTRA, *own, *(name for name in registered if name not in left_out)]
 
 
 class Step:
@@ -147,6 +150,10 @@ class Step:
             method: Method = LoRA(rank=8, sites=["attn.q", "attn.k", "attn.v", "attn.out", "mlp"])
         elif name == FLOOR:
             method = OneShift()
+        elif name == GST:
+            from peft_modal_pointcloud.pointgst import PointGST
+
+            method = PointGST()
         else:
             registry = default_registry()
             fitting = {"", MODALITIES[backbone_name]}
