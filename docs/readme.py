@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from claims import claims_table
+from claims import POINT_CLOUDS, VISION, claims_table
 
 from peft_modal.comparison.manifest import read_manifest
 from peft_modal.comparison.table import markdown, rows
@@ -78,6 +78,7 @@ def memory_table(results: dict[str, Any]) -> str:
 
 COMPARISONS = {
     "comparison": "pointcloud_comparison",
+    "comparison_parts": "parts_comparison",
     "comparison_style": "diffusion_style_comparison",
     "comparison_subject": "diffusion_subject_comparison",
     "comparison_patterns": "vision_comparison",
@@ -87,8 +88,14 @@ COMPARISONS = {
 """Parts of the README, and the folders that they are made of."""
 
 
-CLAIMED = {"pictures": "comparison_patterns", "digits": "comparison_digits", "scenes": "comparison_scenes"}
-"""Parts that the papers' claims are held against, by the heads of their columns."""
+CLAIMED = {
+    "claims": (
+        VISION,
+        {"pictures": "comparison_patterns", "digits": "comparison_digits", "scenes": "comparison_scenes"},
+    ),
+    "claims_point_clouds": (POINT_CLOUDS, {"solids": "comparison"}),
+}
+"""Parts that hold papers' claims against comparisons, which are given by the heads of their columns."""
 
 
 def comparison_parts() -> dict[str, str]:
@@ -98,8 +105,9 @@ def comparison_parts() -> dict[str, str]:
     parts = {
         name: f"```bash\n{made.command}\n```\n\n{markdown(made.plan, made.progress)}" for name, made in found.items()
     }
-    claimed = {title: found[name] for title, name in CLAIMED.items() if name in found}
-    parts["claims"] = claims_table({title: rows(made.plan, made.progress) for title, made in claimed.items()})
+    for part, (claims, columns) in CLAIMED.items():
+        made = {title: found[name] for title, name in columns.items() if name in found}
+        parts[part] = claims_table({title: rows(of.plan, of.progress) for title, of in made.items()}, claims)
     return parts
 
 

@@ -134,6 +134,7 @@ CONFIGURATIONS: dict[str, Configuration] = {
     ),
     "loca_dropout": _configured("loca", sites=["mlp"], num_frequencies=12, location_steps=0, dropout=0.3),
     "r_amt": _configured("r_amt", gate_strength=0.0),
+    "r_amt_chosen": _configured("r_amt", sites=["attn", "mlp", "conv"], tensors=2, gate_strength=0.0),
     "r_amt_regularised": _configured("r_amt", sites=["mlp"], gate_strength=0.5),
     "repadapter": _configured("repadapter", hidden_dim=4, dropout=0.0, norm_penalty=0.1),
     "repadapter_mlp": _configured("repadapter", sites=["mlp.in"], hidden_dim=4, groups=4, scale=0.5),

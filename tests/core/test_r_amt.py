@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from tiny_backbones import TinyCLIP, TinyViT
 from torch import Tensor
 
+from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter, Run
+from peft_modal.attach.lifecycle import Losses
 from peft_modal.attach.merge import merge_
-from peft_modal.errors import ConfigError, FileFormatError, TrainingError
+from peft_modal.errors import AttachError, ConfigError, FileFormatError, TrainingError
 from peft_modal.methods.compose import Compose
 from peft_modal.methods.lora import LoRA
 from peft_modal.methods.r_amt import RAMT, Mask, RegularisedMasks, gate
@@ -219,3 +221,47 @@ def test_what_is_gone_is_counted() -> None:
 def test_masks_that_keep_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"method\.init: 0\.005 is not above method\.threshold"):
         RAMT(init=5e-3)
+
+
+def squares(backbone: Backbone) -> Losses:
+    return lambda batch: {"loss": backbone(batch).tokens.square().mean()}
+
+
+def test_tensors_are_chosen_by_the_mean_pull_on_their_masks() -> None:
+    backbone, wide = TinyViT(), TinyViT()
+    batches = [backbone.example_batch(2), backbone.example_batch(3)]
+    everything = RAMT(sites=["attn", "mlp"], gate_strength=0.0).attach(wide)
+    pull = dict.fromkeys(masks_of(everything), 0.0)
+    for batch in batches:
+        for mask in masks_of(everything).values():
+            mask.mask_logit.grad = None
+        squares(wide)(batch)["loss"].backward()
+        for name, mask in masks_of(everything).items():
+            pull[name] += float(mask.mask_logit.grad.abs().mean())
+
+    adapter = RAMT(sites=["attn", "mlp"], tensors=3, gate_strength=0.0).attach(backbone)
+    assert not masks_of(adapter)
+    adapter.events.prepare(iter(batches), squares(backbone))
+
+    assert set(masks_of(adapter)) == set(sorted(pull, key=lambda name: -pull[name])[:3])
+    assert not any(parameter.requires_grad for parameter in backbone.network.parameters())
+    loaded = RAMT(sites=["attn", "mlp"], tensors=3, gate_strength=0.0).attach(TinyViT())
+    shake(adapter)
+    loaded.events.rebuild(adapter.facts())
+    loaded.load(adapter.state())
+    assert {name: mask.kept().tolist() for name, mask in masks_of(loaded).items()} == {
+        name: mask.kept().tolist() for name, mask in masks_of(adapter).items()
+    }
+
+
+def test_a_choice_needs_batches_and_as_many_tensors() -> None:
+    backbone = TinyViT()
+    with pytest.raises(AttachError, match=r"method\.tensors: 99 are asked for, method\.sites selects \d+"):
+        RAMT(sites=["attn"], tensors=99).attach(backbone)
+    adapter = RAMT(sites=["attn"], tensors=1, gate_strength=0.0).attach(backbone)
+    with pytest.raises(TrainingError, match="there is none"):
+        adapter.events.prepare([], squares(backbone))
+    with pytest.raises(TrainingError, match="was not calibrated"):
+        adapter.events.on_fit_start(Run(1, [], torch.Generator(), {}))
+    with pytest.raises(FileFormatError, match="masks 'nowhere', which is none"):
+        adapter.events.rebuild({"r_amt_choice": {"masked": ["nowhere"]}})

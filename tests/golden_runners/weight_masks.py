@@ -10,8 +10,7 @@ from torch import Tensor
 
 from golden_runners.golden_case import GoldenCase
 from peft_modal.attach import Run
-from peft_modal.methods import r_amt
-from peft_modal.methods.r_amt import RAMT, Mask, RegularisedMasks
+from peft_modal.methods.r_amt import EPSILON, RAMT, Mask, RegularisedMasks, training
 from peft_modal_clip.backbone import OpenCLIPBackbone
 from peft_modal_clip.classification import ClassNames
 from peft_modal_heads.identity import Identity
@@ -25,7 +24,7 @@ ROLES = {
 def step(case: GoldenCase) -> None:
     """One training step for each strength of the gradient dropout."""
     backbone = _backbone(case)
-    case.require("eps_graddrop", r_amt.EPSILON)
+    case.require("eps_graddrop", EPSILON)
     strengths = case.setting("lambdas")
     for figure in ("sparsity_percent", "fraction_of_gradient_entries_equal_to_task_gradient"):
         case.setting(figure, None)  # what the authors' code printed of masks and gradients that are compared below
@@ -59,7 +58,7 @@ def _step(case: GoldenCase, backbone: OpenCLIPBackbone, strength: float, *, is_f
     if is_first:
         _compare_losses(case, losses, logits, run.teacher(batch), method, masks)
     noise = iter([case.take(f"in.noise.{name}") for name in masks])
-    with patch.object(r_amt, "_shared", lambda _: next(noise)):
+    with patch.object(training, "_shared", lambda _: next(noise)):
         run.method.gate_strength = strength
         run.compute_gradients(losses, dict, lambda loss: loss.backward())  # type: ignore[arg-type, no-untyped-call]
     for name, mask in masks.items():
