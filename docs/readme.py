@@ -76,6 +76,15 @@ def memory_table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"The tensors of a Bi-AdaptFormer-32 with one bit on the same network: {stored}."])
 
 
+def mask_table(results: dict[str, Any]) -> str:
+    """Steps of mask tuning over LoRA's."""
+    lines = ["| masks | step over LoRA's | quartiles |", "|---|---:|---|"]
+    names = {"amt": "AMT, one gradient", "r_amt": "R-AMT, two gradients and the untouched model"}
+    for name, row in results["rows"].items():
+        lines.append(f"| {names[name]} | {row['ratio']:.2f} | {row['ratio_low']:.2f} to {row['ratio_high']:.2f} |")
+    return "\n".join(lines)
+
+
 COMPARISONS = {
     "comparison": "pointcloud_comparison",
     "comparison_parts": "parts_comparison",
@@ -144,6 +153,8 @@ def filled(text: str) -> str:
     parts["sparse_memory"] = memory_table(json.loads(memory.read_text(encoding="utf-8")))
     nano = ROOT / "benchmarks/results/nano_diffusion.json"
     parts["nano_diffusion"] = nano_table(json.loads(nano.read_text(encoding="utf-8")))
+    masks = ROOT / "benchmarks/results/mask_cost.json"
+    parts["mask_cost"] = mask_table(json.loads(masks.read_text(encoding="utf-8")))
     parts.update(comparison_parts())
     for name, part in parts.items():
         text = re.sub(
