@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import logging
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +20,13 @@ from peft_modal.attach import Adapter
 from peft_modal.errors import ConfigError, DataError
 from peft_modal.tasks.base import Stage
 from peft_modal.tasks.classification import Classification
+from peft_modal.tasks.predicting import PredictRequest
 from peft_modal_clip.backbone import OpenCLIPBackbone
 
+_LOG = logging.getLogger(__name__)
 _HALVES = ("base", "new")
+_SHOWN: Final = 60
+"""Characters of a name that a sentence shows."""
 
 
 class ClassNames(Classification):
@@ -74,6 +82,26 @@ class ClassNames(Classification):
         )
         self._texts: tuple[object, Tensor] | None = None
         self._ids: Tensor | None = None
+
+    @classmethod
+    def check_request(cls, request: PredictRequest) -> None:
+        """Refuse names that cannot be told apart.
+
+        Raises:
+            ConfigError: See `parse_names`.
+        """
+        if "classes" in request.flags:
+            parse_names(request.flags["classes"])
+
+    def take_flags(self, flags: Mapping[str, Any]) -> None:
+        """Predict among the names of `--classes` from now on, whatever was trained.
+
+        Raises:
+            ConfigError: See `parse_names`.
+        """
+        self.class_names = parse_names(flags["classes"])
+        self.num_base = len(self.class_names)
+        self._texts = self._ids = None
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits (B, C) float32; while base classes are trained, theirs."""
@@ -138,6 +166,13 @@ class ClassNames(Classification):
         is_new = torch.arange(output.shape[1], device=output.device) >= self.num_base
         return output.masked_fill(is_new != (batch["label"] >= self.num_base)[:, None], -torch.inf)
 
+    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
+        """See `Classification`; and the cosine of the picture with the likeliest class's text."""
+        scale: Any = self.backbone.similarity_scale
+        cosines = output.float().amax(-1) / float(scale)
+        rows = super().predictions(output)
+        return [{**row, "similarity": round(float(cosine), 4)} for row, cosine in zip(rows, cosines, strict=True)]
+
     def class_embeddings(self) -> Tensor:
         """Unit vectors of the classes' texts (C, D) float32."""
         if self.training and self._touches_texts:
@@ -151,10 +186,24 @@ class ClassNames(Classification):
 
     def _embed(self) -> Tensor:
         if self._ids is None:
-            self._ids = self.backbone.tokenize(texts_of(self.class_names, self.templates))  # type: ignore[operator]
+            self._ids = self._tokens()
         embedded = super().forward({"text": self._ids.to(self.backbone.device)})[:, 0].float()
         embedded = functional.normalize(embedded, dim=-1)
         return functional.normalize(embedded.view(len(self.class_names), len(self.templates), -1).mean(1), dim=-1)
+
+    def _tokens(self) -> Tensor:
+        """Ids of all texts; names that are the same to the text tower are said."""
+        ids: Tensor = self.backbone.tokenize(texts_of(self.class_names, self.templates))  # type: ignore[operator]
+        by_class = ids.view(len(self.class_names), -1).tolist()
+        first: dict[tuple[int, ...], str] = {}
+        for name, tokens in zip(self.class_names, by_class, strict=True):
+            if (other := first.setdefault(tuple(tokens), name)) != name:
+                _LOG.warning(
+                    "the names '%s' and '%s' are one text of %d tokens to the network (capitals do not count, longer "
+                    "texts are cut), so that it cannot tell these classes apart",
+                    _short(other), _short(name), ids.shape[1],
+                )  # fmt: skip
+        return ids
 
     @property
     def _touches_texts(self) -> bool:
@@ -169,3 +218,32 @@ class ClassNames(Classification):
 def texts_of(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Every class in every template, class by class."""
     return [template.replace("{}", name.replace("_", " ")) for name in class_names for template in templates]
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Names of classes as typed: a comma between them, double quotes around one that has a comma.
+
+    Raises:
+        ConfigError: There are fewer than two, an empty one, or one twice.
+    """
+    try:
+        (names,) = csv.reader([re.sub(r"[\r\n]+", " ", text).strip(" ")], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError) as error:
+        raise ConfigError(
+            f"--classes: '{_short(text)}' is no list of names: {error or 'it is empty'}; write a comma between names, "
+            "and double quotes around one that has a comma"
+        ) from error
+    names = [name.strip() for name in names]
+    if len(names) < 2:
+        raise ConfigError(
+            f"--classes: '{_short(text)}' is one class, and every picture would be of it; name two or more"
+        )
+    if not all(names):
+        raise ConfigError(f"--classes: one of the names in '{_short(text)}' is empty; leave out the comma")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError(f"--classes: '{_short(twice[0])}' stands there {names.count(twice[0])} times; name it once")
+    return tuple(names)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

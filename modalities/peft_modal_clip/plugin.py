@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from peft_modal.registry import Entry, Plugin
+from peft_modal.registry import Entry, Flag, Plugin
 
 PLUGIN: Final = Plugin(
     name="clip",
@@ -36,6 +36,13 @@ PLUGIN: Final = Plugin(
             summary="Match pictures and captions; measures zero-shot classification.",
             paper="Radford et al., CLIP, ICML 2021, arXiv:2103.00020",
             requires=("open_clip",),
+        ),
+    },
+    predict_flags={
+        "classes": Flag(
+            "names to choose among instead of the trained ones, a comma between them; double quotes around one that "
+            "has a comma",
+            metavar="NAMES",
         ),
     },
 )

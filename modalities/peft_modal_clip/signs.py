@@ -6,7 +6,8 @@ A batch is a dict: `image` (B, 3, S, S) float32, normalised, and `label` (B,) in
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import Part, SplitData
 from peft_modal.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from peft_modal_clip.data import Normalize, normalized
+from peft_modal_clip.files import picture_batches
 
 GENERATOR_VERSION = 1
 """Of the generated pictures; to be raised with every change that alters one."""
@@ -106,6 +108,13 @@ class NeonSigns(SplitData):
         """Mirrored or not: no class differs from its mirror image."""
         is_mirrored = torch.rand(len(batch["image"]), 1, 1, 1, generator=generator) < 0.5
         return {**batch, "image": torch.where(is_mirrored, batch["image"].flip(-1), batch["image"])}
+
+    def predict_items(self, path: str | Path) -> tuple[Sequence[Path], Iterable[Batch]]:
+        """See `picture_batches`."""
+        return picture_batches(
+            path, side=self.side, normalize=self.normalize, batch_size=2 * self.batch_size,
+            num_workers=self.num_workers,
+        )  # fmt: skip
 
     def _draw(self, generator: Generator) -> Tensor:
         """A picture of every class."""

@@ -75,9 +75,11 @@ def predict(options: Options) -> int:
         with in_sentences():
             rows: list[dict[str, Any]] = task.predict_with(request)
         told = f"{len(rows)} files written: {options.out}"
-    elif flags:
+    elif flags and not hasattr(task, "take_flags"):
         raise ConfigError(f"--{next(iter(flags))}: task '{model.composed.nodes['task'].name}' has no use for it")
     else:
+        if flags:
+            task.take_flags(flags)
         rows = _predict_files(model, task, options)
         told = f"{len(rows)} files predicted: {options.out / 'predictions.csv'}, {options.out / 'predictions.json'}"
     if options.json:

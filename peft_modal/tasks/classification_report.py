@@ -105,8 +105,11 @@ class ClassificationCollector:
         found = str(kept.prediction["class"])
         truth = self.class_names[int(kept.sample["label"])]
         probability = float(kept.prediction["probabilities"][found])
+        similarity = kept.prediction.get("similarity")
         facts = (
-            Fact("true", truth), Fact("probability", probability, "share"), Fact("sample", kept.index, "count")
+            Fact("true", truth), Fact("probability", probability, "share"),
+            *(() if similarity is None else (Fact("similarity", similarity, "number"),)),
+            Fact("sample", kept.index, "count"),
         )  # fmt: skip
         sample = kept.sample if self.explain is None else {**kept.sample, **self.explain(kept.sample)}
         return Tile(found, sample, kept.prediction, facts, "right" if found == truth else "wrong")

@@ -2,6 +2,7 @@
 
 A task that makes a file for each file read, such as a mask, has `write_predictions(output, files, names, out)`: it
 writes below the folder `out`, by `names`, each once, and gives for each file what its row shall say, such as the path.
+A task that reads files in the usual way but has options of its own has `take_flags(flags)`, called once before.
 """
 
 from __future__ import annotations

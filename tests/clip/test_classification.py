@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from clip_tasks import make, pictures
 from torch.nn import functional
 
 from peft_modal.errors import ConfigError, DataError
@@ -14,24 +14,8 @@ from peft_modal.methods.base import Method
 from peft_modal.methods.full import Full
 from peft_modal.methods.linear_probe import LinearProbe
 from peft_modal.methods.lora import LoRA
-from peft_modal_clip.backbone import OpenCLIPBackbone
-from peft_modal_clip.classification import ClassNames, texts_of
+from peft_modal_clip.classification import texts_of
 from peft_modal_clip.signs import NeonSigns
-from peft_modal_heads.identity import Identity
-
-NAMES = ("red_circle", "blue square", "green ring")
-
-
-def make(method: Method | None = None, names: tuple[str, ...] = NAMES, **options: Any) -> ClassNames:
-    backbone = OpenCLIPBackbone(weights="nano")
-    backbone.load_weights()
-    adapter = (method or LoRA(sites={"roles": ["attn.q"], "stacks": ["visual"]}, rank=2)).attach(backbone)
-    head = Identity(spec=backbone.feature_spec(), num_outputs=len(names))
-    return ClassNames(backbone, adapter, head, names, **options).eval()
-
-
-def pictures(count: int = 3) -> Tensor:
-    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def test_logits_are_scaled_similarities_with_the_mean_of_the_templates() -> None:
