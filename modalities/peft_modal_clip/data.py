@@ -7,7 +7,7 @@ and `held_out` (B,) bool.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,19 +19,14 @@ from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import Part, SplitData, require_positive
 from peft_modal.errors import ConfigError
 from peft_modal.ranges import NonNegativeInt, PositiveInt
+from peft_modal_vision.transforms import NORMS
 
 Normalize = Literal["half", "clip"]
-
-_NORMS: Final[dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-}
-"""Mean and deviation of the channels."""
 
 
 def normalized(images: Tensor, normalize: Normalize) -> Tensor:
     """Pictures (B, 3, S, S) in 0..1 as the network wants them."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in _NORMS[normalize])
+    mean, std = (torch.tensor(values)[:, None, None] for values in NORMS[normalize])
     return (images - mean) / std
 
 
@@ -74,7 +69,7 @@ class DrawnPairs(SplitData):
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
         require_positive(batches=batches, val_per_pair=val_per_pair, test_per_pair=test_per_pair, side=side)
-        if normalize not in _NORMS:
+        if normalize not in get_args(Normalize):
             raise ConfigError(f"normalize is '{normalize}', expected 'half' or 'clip'.")
         self.batches = batches
         self.per_pair: dict[Part, int] = {"val": val_per_pair, "test": test_per_pair}

@@ -19,6 +19,7 @@ PLUGIN: Final = Plugin(
         ),
     },
     data={
+        "folder": Entry("peft_modal_clip.folder:Folder", summary="Your own photos by class, with their names."),
         "drawn_pairs": Entry("peft_modal_clip.data:DrawnPairs", summary="Generated pictures with captions."),
         "neon_signs": Entry(
             "peft_modal_clip.signs:NeonSigns", summary="Generated neon signs of 48 classes, a few of each to train on."

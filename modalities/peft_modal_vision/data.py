@@ -146,11 +146,12 @@ class Folder(PictureData):
         root: The folder or the CSV file.
         shots: Training pictures per class, drawn by the seed; more of them include the fewer. None takes all.
         resolution: Side in pixels of what the network sees.
-        resize: `square` ignores the ratio of a picture's sides (VTAB-1k); `crop` cuts the middle out (FGVC).
+        resize: `square` ignores the ratio of a picture's sides (VTAB-1k); `crop` cuts the middle out (FGVC); `fit`
+            as much of it as there is (CLIP).
         augment: What changes training pictures at random: `flip`, `crop`, `resized_crop`, `colour`, `erase`; `mixup`
             and `cutmix` mix them in pairs, labels included.
-        normalize: Mean and deviation of the channels: 0.5 each (`half`), ImageNet's, or left in 0..1 (`none`). It has
-            to be what the weights were trained with.
+        normalize: Mean and deviation of the channels: 0.5 each (`half`), ImageNet's, CLIP's, or left in 0..1
+            (`none`). It has to be what the weights were trained with.
         batch_size: Pictures per training batch; evaluation takes twice as many.
         val_share: Share of each class held out for validation where there is no `val`.
         test_share: Share of each class held out for testing where there are no splits.

@@ -34,8 +34,8 @@ class PictureData(SplitData):
         augment: What changes training pictures at random: `flip`, `crop`, `resized_crop`, `colour`, `erase`; `mixup`
             and `cutmix` mix them in pairs, labels included.
         resolution: Side in pixels of what the network sees.
-        normalize: Mean and deviation of the channels: 0.5 each (`half`), ImageNet's, or left in 0..1 (`none`). It has
-            to be what the weights were trained with.
+        normalize: Mean and deviation of the channels: 0.5 each (`half`), ImageNet's, CLIP's, or left in 0..1
+            (`none`). It has to be what the weights were trained with.
         batch_size: Pictures per training batch; evaluation takes twice as many.
         drop_last: Drop the last batch of an epoch where it has fewer pictures.
         seed: Of order and augmentation.

@@ -12,18 +12,20 @@ from torch import Generator, Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-Resize = Literal["square", "crop"]
+Resize = Literal["square", "crop", "fit"]
 Augmentation = Literal["flip", "crop", "resized_crop", "colour", "erase", "mixup", "cutmix"]
-Normalize = Literal["half", "imagenet", "none"]
+Normalize = Literal["half", "imagenet", "clip", "none"]
 NORMS: Final[Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]] = MappingProxyType(
     {
         "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
         "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     }
 )
 """Mean and deviation of each channel, of pictures in 0..1."""
 CROP_RATIO: Final = 256 / 224
+_RATIOS: Final[Mapping[str, float]] = MappingProxyType({"crop": CROP_RATIO, "fit": 1.0})
 """The shorter side before a crop over the crop's side."""
 _BICUBIC: Final = InterpolationMode.BICUBIC
 
@@ -43,14 +45,16 @@ def evaluation_view(image: Image.Image, side: int, resize: Resize) -> Tensor:
         image: The picture.
         side: S.
         resize: `square` ignores the ratio of its sides, as VTAB-1k does; `crop` makes the shorter side 256/224 of S and
-            cuts S out of the middle, as FGVC does.
+            cuts S out of the middle, as FGVC does; `fit` makes it S before that, as CLIP does.
     """
+    return _tensor(_squared(image, side, resize))
+
+
+def _squared(image: Image.Image, side: int, resize: Resize) -> Image.Image:
     if resize == "square":
-        image = functional.resize(image, [side, side], interpolation=_BICUBIC)
-    else:
-        image = functional.resize(image, [round(side * CROP_RATIO)], interpolation=_BICUBIC)
-        image = functional.center_crop(image, [side, side])
-    return _tensor(image)
+        return functional.resize(image, [side, side], interpolation=_BICUBIC)
+    image = functional.resize(image, [round(side * _RATIOS[resize])], interpolation=_BICUBIC)
+    return functional.center_crop(image, [side, side])
 
 
 class TrainingView:
@@ -90,12 +94,7 @@ class TrainingView:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             if not self.is_cut:
-                side = [self.side, self.side]
-                if self.resize == "crop":
-                    image = functional.resize(image, [round(self.side * CROP_RATIO)], interpolation=_BICUBIC)
-                    image = functional.center_crop(image, side)
-                else:
-                    image = functional.resize(image, side, interpolation=_BICUBIC)
+                image = _squared(image, self.side, self.resize)
             if self.on_picture is not None:
                 image = self.on_picture(image)
             pixels = _tensor(image)

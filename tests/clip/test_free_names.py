@@ -20,7 +20,7 @@ from PIL import Image
 from peft_modal.__main__ import main
 from peft_modal.errors import ConfigError
 from peft_modal_clip.classification import parse_names
-from peft_modal_clip.transforms import evaluation_view
+from peft_modal_vision.transforms import evaluation_view
 
 NAME = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip).filter(bool)
 
@@ -72,8 +72,8 @@ def test_names_that_are_one_text_to_the_network_are_said(caplog: pytest.LogCaptu
 def test_a_picture_is_scaled_to_its_shorter_side_and_cut_in_the_middle() -> None:
     pixels = np.zeros((64, 160, 3), dtype=np.uint8)
     pixels[:, 48:112] = 255
-    assert evaluation_view(Image.fromarray(pixels), 64).min() > 0.99
-    assert evaluation_view(Image.fromarray(pixels), 32)[:, 4:28, 4:28].min() > 0.99
+    assert evaluation_view(Image.fromarray(pixels), 64, "fit").min() > 0.99
+    assert evaluation_view(Image.fromarray(pixels), 32, "fit")[:, 4:28, 4:28].min() > 0.99
 
 
 @pytest.fixture
