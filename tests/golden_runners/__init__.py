@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from golden_runners import (
+    audio_network,
     block_adapters,
     expert_mixture,
     geometry_prompts,
@@ -65,6 +66,9 @@ RUNNERS: dict[str, Callable[[GoldenCase], None]] = {
     "fact-tk": block_adapters.fact,
     "r-amt": weight_masks.step,
     "sara": magnitude_selection.sara,
+    "backbone-ast-features": audio_network.features,
+    "backbone-ast-posembed": audio_network.positions,
+    "backbone-ast-model": audio_network.network,
 }
 
 
