@@ -39,6 +39,7 @@ class AST(Backbone):
         positions: `adapted`, or `zeros`: what transformers silently makes of them where the length is not that of the
             checkpoint. PETL-AST's published numbers were made so, every patch of unknown place.
         distillation_token: False leaves the second token out of the sequence, as PETL-AST's prompt tuning does.
+        train_norm: Let every method train the norm behind the last block, as PETL-AST does.
         frozen_mode: See `Backbone`; this network has neither BatchNorm nor drop-path.
         init_seed: Seed of random weights.
         sizes: Of a network of your own, see `AstSizes`, with model `custom`.
@@ -60,6 +61,7 @@ class AST(Backbone):
         mels: PositiveInt | None = None,
         positions: Positions = "adapted",
         distillation_token: bool = True,
+        train_norm: bool = False,
         frozen_mode: FrozenMode = "eval",
         init_seed: int = 0,
         sizes: dict[str, Any] | None = None,
@@ -77,7 +79,9 @@ class AST(Backbone):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
             network = SpectrogramTransformer(self.sizes, has_distillation=distillation_token)
-        super().__init__(network, _anatomy(network, has_distillation=distillation_token), frozen_mode=frozen_mode)
+        always_trained = ("norm", "norm.shift") if train_norm else ()
+        anatomy = _anatomy(network, always_trained, has_distillation=distillation_token)
+        super().__init__(network, anatomy, frozen_mode=frozen_mode)
 
     @classmethod
     def tiny(cls) -> AST:
@@ -138,9 +142,9 @@ class AST(Backbone):
         self.network.set_grad_checkpointing(enabled)  # type: ignore[operator]
 
 
-def _anatomy(network: Any, *, has_distillation: bool) -> Anatomy:  # noqa: ANN401 — timm's class
+def _anatomy(network: Any, always_trained: tuple[str, ...], *, has_distillation: bool) -> Anatomy:  # noqa: ANN401 — timm's class
     """That of a ViT, without a token that takes no part."""
-    found = vit_anatomy(network)
+    found = vit_anatomy(network, always_trained=always_trained)
     if has_distillation:
         return found
     layout = found.layouts["blocks"]
@@ -150,4 +154,5 @@ def _anatomy(network: Any, *, has_distillation: bool) -> Anatomy:  # noqa: ANN40
         ports=found.ports,
         layouts={"blocks": replace(layout, segments=segments)},
         depth=found.depth,
+        always_trained=always_trained,
     )

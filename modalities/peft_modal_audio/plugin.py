@@ -17,4 +17,16 @@ PLUGIN: Final = Plugin(
             paper="Gong et al., AST: Audio Spectrogram Transformer, Interspeech 2021, arXiv:2104.01778",
         ),
     },
+    methods={
+        "conformer": Entry(
+            "peft_modal_audio.conformer:Conformer",
+            summary="A bottleneck with a convolution over neighbouring tokens.",
+            paper="Cappellazzo et al., PETL of Audio Spectrogram Transformers, MLSP 2024, arXiv:2312.03694",
+        ),
+        "mixture_of_adapters": Entry(
+            "peft_modal_audio.mixture:MixtureOfAdapters",
+            summary="Several bottlenecks, mixed softly by slots or densely by a router.",
+            paper="Cappellazzo et al., Soft Mixture of Adapters, Interspeech 2024, arXiv:2402.00828",
+        ),
+    },
 )
