@@ -122,9 +122,8 @@ class Masks:
                 hidden = transforms.TimeMasking(self.time)(hidden)
         return hidden[0].T.contiguous()
 
-    def spectrogram(self, waveform: Tensor, front: FrontEnd, generator: Generator) -> Tensor:
-        """`FrontEnd.spectrogram` of a waveform at `SAMPLE_RATE`, with masks."""
-        log_mels = front.unnormalised(waveform)
+    def normalised(self, log_mels: Tensor, front: FrontEnd, generator: Generator) -> Tensor:
+        """`FrontEnd.normalised` with parts of the spectrogram (T, M) hidden."""
         if self.when == "before":
             return front.normalised(self.hide(log_mels, generator))
         return self.hide(front.normalised(log_mels), generator)
