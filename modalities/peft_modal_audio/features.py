@@ -31,7 +31,7 @@ STATISTICS: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
         "esc50": (-6.6268077, 5.358466),
         "speech_commands": (-6.845978, 5.5654526),
         # Of the generated classes of pre-training, 64 mel bins.
-        "sounds": (-6.6, 4.2),
+        "sounds": (-4.0634, 3.8379),
         "none": (0.0, 0.5),
     }
 )

@@ -20,6 +20,11 @@ PLUGIN: Final = Plugin(
         ),
     },
     data={
+        "sounds": Entry(
+            "peft_modal_audio.sounds:Sounds",
+            summary="Generated instruments, sweeps, percussion, noises and vowels, made in seconds.",
+            requires=("torchaudio",),
+        ),
         "folder": Entry(
             "peft_modal_audio.data:Folder", summary="Your own recordings, one folder a class.", requires=_READING
         ),

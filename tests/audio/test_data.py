@@ -273,8 +273,7 @@ def test_bad_files_end_a_run_or_are_left_out(tmp_path: Path, caplog: pytest.LogC
     data = ready(Folder(root=root, val_share=0.0, test_share=0.0, **SMALL))
     source = data.train_source(data._sets["train"])
     with pytest.raises(DataError, match=r"(text|empty)\.wav'"):
-        for i in range(len(source)):
-            source.batch(0, i)
+        _ = [source.batch(0, i) for i in range(len(source))]
     with caplog.at_level(logging.WARNING):
         data = ready(Folder(root=root, val_share=0.0, test_share=0.0, unreadable="skip", **SMALL))
     assert "2 of 22 files are left out" in caplog.text
