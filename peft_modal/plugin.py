@@ -132,6 +132,10 @@ PLUGIN: Final = Plugin(
         "classification": Entry(
             "peft_modal.tasks.classification:Classification", summary="One label per sample, cross-entropy."
         ),
+        "multi_label": Entry(
+            "peft_modal.tasks.multi_label:MultiLabel",
+            summary="Any number of labels per sample, mean average precision.",
+        ),
     },
     exporters={
         "peft": Entry(

@@ -25,8 +25,9 @@ Positions = Literal["adapted", "zeros"]
 class AST(Backbone):
     """A ViT over overlapping patches of a log-mel spectrogram (Gong et al., AST, Interspeech 2021, arXiv:2104.01778).
 
-    Spectrograms of any length and number of mel bins are taken: positions are cut out of the middle of the network's
-    own, or interpolated where there are more patches. There is no mask of padding, as in the published networks.
+    Spectrograms of any length are taken: positions are cut out of the middle of the network's own, or interpolated
+    where there are more patches; with `mels`, of any number of mel bins, too. There is no mask of padding, as in the
+    published networks.
 
     Args:
         weights: `nano` (shipped), `random`, a name of the hub (`MIT/ast-finetuned-audioset-10-10-0.4593`), a folder as
@@ -35,7 +36,8 @@ class AST(Backbone):
         model: `nano` or `base` where the weights do not bring their sizes; `custom` with `sizes`.
         frames: Length of spectrograms that the network's own positions are for; None for that of the weights. It
             matters where something trains them, for random weights, and for those of pictures.
-        mels: Mel bins that the network's own positions are for; None for those of the weights.
+        mels: Mel bins that the network's own positions are for, and that spectrograms have; None for those of the
+            weights. Those of the weights are adapted when they are loaded.
         positions: `adapted`, or `zeros`: what transformers silently makes of them where the length is not that of the
             checkpoint. PETL-AST's published numbers were made so, every patch of unknown place.
         distillation_token: False leaves the second token out of the sequence, as PETL-AST's prompt tuning does.
@@ -109,10 +111,15 @@ class AST(Backbone):
         """Tokens of `spectrogram` (B, T, M), time first, and as extra `pooled` (B, D).
 
         Raises:
-            DataError: The spectrogram is smaller than a patch.
+            DataError: The spectrogram is shorter than a patch, or has other mel bins than the network.
         """
         network: Any = self.network
         spectrogram = batch["spectrogram"]
+        if spectrogram.shape[2] != self.sizes.mels:
+            raise DataError(
+                f"spectrograms have {spectrogram.shape[2]} mel bins, the network is for {self.sizes.mels}; set "
+                f"data.mels to {self.sizes.mels}, or backbone.mels to {spectrogram.shape[2]} to adapt its positions"
+            )
         try:
             context.put("grid", self.sizes.grid(spectrogram.shape[2], spectrogram.shape[1]))
         except ConfigError as error:

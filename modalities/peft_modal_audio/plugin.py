@@ -12,6 +12,7 @@ PLUGIN: Final = Plugin(
     name="audio",
     extra="audio",
     requires=("timm", "torchaudio", "soundfile"),
+    renderer="peft_modal_audio.render:render",
     backbones={
         "ast": Entry(
             "peft_modal_audio.backbone:AST",

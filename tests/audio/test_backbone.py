@@ -128,18 +128,18 @@ def test_shorter_spectrograms_see_the_middle_of_the_positions(spectrogram: Tenso
     backbone = AST(weights="random", model="custom", sizes=SIZES)
     grid = backbone.network.pos_embed[0, 2:].unflatten(0, backbone.sizes.grid())  # type: ignore[index, operator]
     assert grid.shape[:2] == (5, 8)
-    small = AST(weights="random", model="custom", sizes=SIZES | {"frames": 26, "mels": 22})
+    small = AST(weights="random", model="custom", sizes=SIZES | {"frames": 26})
     state = backbone.network.state_dict()
-    state["pos_embed"] = torch.cat([state["pos_embed"][:, :2], grid[1:4, 2:6].flatten(0, 1)[None]], dim=1)
+    state["pos_embed"] = torch.cat([state["pos_embed"][:, :2], grid[:, 2:6].flatten(0, 1)[None]], dim=1)
     small.network.load_state_dict(state)
-    cut = spectrogram[:, :26, :22]
+    cut = spectrogram[:, :26]
     with torch.no_grad():
         assert torch.allclose(backbone({"spectrogram": cut}).tokens, small({"spectrogram": cut}).tokens, atol=1e-6)
 
 
 def test_longer_spectrograms_are_taken_and_frames_adapts_when_loading(theirs: Any, tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
-    plain, longer = loaded(tmp_path), loaded(tmp_path, frames=98, mels=42)
+    plain, longer = loaded(tmp_path, mels=42), loaded(tmp_path, frames=98, mels=42)
     assert (longer.sizes.frames, longer.sizes.mels) == (98, 42)
     batch = {"spectrogram": torch.randn(1, 98, 42)}
     with torch.no_grad():
@@ -261,6 +261,11 @@ def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], message:
 def test_a_spectrogram_without_room_for_a_patch_is_refused(spectrogram: Tensor) -> None:
     with pytest.raises(DataError, match="7 frames and 32 mel bins is smaller than a patch"):
         AST(weights="random", model="custom", sizes=SIZES)({"spectrogram": spectrogram[:, :7]})
+
+
+def test_other_mel_bins_than_the_network_s_are_refused_with_both_numbers(spectrogram: Tensor) -> None:
+    with pytest.raises(DataError, match=r"have 30 mel bins, the network is for 32; set data\.mels to 32, or backbone"):
+        AST(weights="random", model="custom", sizes=SIZES)({"spectrogram": spectrogram[..., :30]})
 
 
 def test_merged_weights_find_a_network_that_fits(tmp_path: Path, spectrogram: Tensor) -> None:
