@@ -58,8 +58,8 @@ class RecordingData(SplitData):
         root: What is read.
         seconds: Length of a clip; longer recordings are cut, shorter ones padded. AST's own are 10.24.
         mels: Mel bins of the spectrogram.
-        statistics: What log-mel values are normalised by: those of `audioset` (AST's and PETL-AST's for all data),
-            `esc50`, `speech_commands`, `sounds`, or `none`.
+        statistics: What log-mel values are normalised by: those of `audioset` (the published network's, and PETL-AST's
+            for all data), `esc50`, `speech_commands`, or `none`.
         channel: The `mean` of several channels, or the `first`.
         resampling: Filter that brings other rates to 16 kHz: `kaiser_best`, or `hann`, which takes half the time.
         crop: Where a training clip begins in a longer recording; others begin at its start, as all of AST's do.

@@ -24,18 +24,16 @@ FRAME_LENGTH: Final = 400
 """Samples of a frame, 25 ms; a shorter waveform is padded to one frame."""
 FRAME_SHIFT: Final = 160
 """Samples from frame to frame, 10 ms."""
-Statistics = Literal["audioset", "esc50", "speech_commands", "sounds", "none"]
+Statistics = Literal["audioset", "esc50", "speech_commands", "none"]
 STATISTICS: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
     {
         "audioset": (-4.2677393, 4.5689974),
         "esc50": (-6.6268077, 5.358466),
         "speech_commands": (-6.845978, 5.5654526),
-        # Of the generated classes of pre-training, 64 mel bins.
-        "sounds": (-4.0634, 3.8379),
         "none": (0.0, 0.5),
     }
 )
-"""Mean and deviation of log-mel values of whole data sets; of AST's authors, but for the last two."""
+"""Mean and deviation of log-mel values of whole data sets; of AST's authors, but for the last."""
 _LONGEST_KERNEL: Final = 1_000
 """Samples after which the filter of a resampling repeats, at most: 44,101 to 16,000 Hz would take minutes and GBs."""
 _RATES: Final = (1_000, 1_000_000)

@@ -62,7 +62,9 @@ class AstSizes:
 
 
 # At this width timm's usual deviation of 0.02 leaves the blocks so small that training takes long to begin.
-NANO: Final = AstSizes(width=128, depth=6, heads=4, mlp_width=256, mels=64, frames=128, weight_init="jax")
+NANO: Final = AstSizes(
+    width=128, depth=6, heads=4, mlp_width=256, frames=128, stride_frequency=16, weight_init="jax"
+)  # fmt: skip
 """The shipped network, 0.8 M parameters."""
 BASE: Final = AstSizes()
 MODELS: Final[Mapping[str, AstSizes]] = {"nano": NANO, "base": BASE}

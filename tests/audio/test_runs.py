@@ -69,6 +69,12 @@ def test_own_recordings_are_learned_reported_and_predicted() -> None:
     ]  # fmt: skip
 
 
+def test_the_shipped_configuration_takes_a_folder() -> None:
+    write_folder(Path("DIR"))
+    arguments = ["--config", "audio_adapter.yaml", "--data=folder", "--data.root=DIR", "--data.batch_size=2"]
+    assert main(["fit", *arguments, "--trainer.fast_dev_run=true", "--out", "run"]) == 0
+
+
 def test_a_fold_of_esc50_is_the_seed_s() -> None:
     write_esc50(Path("esc"))
     arguments = ["--data=esc50", "--data.root=esc", "--method=bitfit", "--task=classification", "--seed=3"]
