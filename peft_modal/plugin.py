@@ -46,6 +46,11 @@ PLUGIN: Final = Plugin(
             summary="Learned prompt tokens, shallow or at every block.",
             paper="Jia et al., Visual Prompt Tuning, ECCV 2022, arXiv:2203.12119",
         ),
+        "prefix": Entry(
+            "peft_modal.methods.prefix:Prefix",
+            summary="Learned keys and values in every attention.",
+            paper="Li and Liang, Prefix-Tuning, ACL 2021, arXiv:2101.00190",
+        ),
         "ssf": Entry(
             "peft_modal.methods.ssf:SSF",
             summary="Scale and shift after every operation, merged afterwards.",
@@ -126,6 +131,10 @@ PLUGIN: Final = Plugin(
     tasks={
         "classification": Entry(
             "peft_modal.tasks.classification:Classification", summary="One label per sample, cross-entropy."
+        ),
+        "multi_label": Entry(
+            "peft_modal.tasks.multi_label:MultiLabel",
+            summary="Any number of labels per sample, mean average precision.",
         ),
     },
     exporters={

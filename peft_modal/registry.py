@@ -202,7 +202,7 @@ class Registry:
         self._names.setdefault(found, resolved)
         return found
 
-    def renderer(self, modality: str) -> Callable[..., None] | None:
+    def renderer(self, modality: str) -> Callable[..., Any] | None:
         """Import what draws samples of a modality (`peft_modal.report.Renderer`), None where no plugin names one.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from peft_modal.anatomy import Features, FeatureSpec
+from peft_modal.anatomy import MEAN_OF, Features, FeatureSpec
 from peft_modal.errors import ConfigError, TrainingError
 
 
@@ -26,8 +26,8 @@ def require_two(pooled: Tensor) -> Tensor:
 class Pooling(nn.Module):
     """Concatenates named pieces of the features.
 
-    Pieces are segments of the token layout (`cls`), what methods export (`prompt`), and `max` or `mean` over the data
-    tokens.
+    Pieces are segments of the token layout (`cls`), what methods export (`prompt`), `max` or `mean` over the data
+    tokens, and `mean.cls+prompts` or `mean.all` over the tokens named, segments and exports alike.
 
     Args:
         spec: What the features will hold.
@@ -49,12 +49,15 @@ class Pooling(nn.Module):
             raise ConfigError("head.pool: the list is empty; name at least one feature, e.g. [cls, max]")
         self.pool = tuple(pool)
         self.width = spec.pool_width(self.pool)
+        self.averaged = {name: spec.averaged(name) for name in self.pool if name.startswith(MEAN_OF)}
 
     def forward(self, features: Features) -> Tensor:
         """(B, width)."""
         return torch.cat([self._piece(features, name) for name in self.pool], dim=-1)
 
     def _piece(self, features: Features, name: str) -> Tensor:
+        if name in self.averaged:
+            return torch.cat([_tokens(features, part) for part in self.averaged[name]], dim=1).mean(1)
         if name in features.extras:
             return features.extras[name].flatten(1)
         tokens = features.tokens
@@ -67,3 +70,11 @@ class Pooling(nn.Module):
                 return tokens[:, features.layout.slice(name, tokens.shape[1])].flatten(1)
             data = tokens[:, features.layout.slice(features.layout.body_name, tokens.shape[1])]
         return data.max(1).values if name == "max" else data.mean(1)
+
+
+def _tokens(features: Features, name: str) -> Tensor:
+    """The tokens (B, N, D) of a segment, or what a method exports."""
+    if name in features.extras:
+        return features.extras[name]
+    assert features.layout is not None
+    return features.tokens[:, features.layout.slice(name, features.tokens.shape[1])]

@@ -50,7 +50,7 @@ def load(network: nn.Module, model: str, weights: str) -> None:
     elif path.suffix == ".npz":
         _load_jax(network, path)
     else:
-        state = resampled(network, _read(path))
+        state = resampled(network, read_checkpoint(path))
         own = network.state_dict()
         kept = {name: value for name, value in state.items() if name in own or not name.startswith(_HEADS)}
         fill_network(network, kept, weights)
@@ -72,7 +72,12 @@ def resampled(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tens
     return dict(found)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file or of a PyTorch file, as timm finds them; no code in it is run.
+
+    Raises:
+        WeightsError: It cannot be read.
+    """
     from timm.models import load_state_dict
 
     try:

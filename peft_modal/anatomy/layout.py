@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Final, Literal
 
 from torch import Tensor
 
 from peft_modal.errors import ConfigError, nearest
+
+MEAN_OF: Final = "mean."
+"""Begins the name of a pooled feature that is an average over named tokens."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,25 @@ class FeatureSpec:
         """
         sizes = self.available()
         for name in pool:
-            if name not in sizes:
+            if name.startswith(MEAN_OF):
+                self.averaged(name)
+            elif name not in sizes:
                 raise ConfigError(f"head.pool: there is no feature '{name}' here; {nearest(name, sizes, count=6)}")
-        return sum(sizes[name] for name in pool)
+        return sum(sizes.get(name, self.width) for name in pool)
+
+    def averaged(self, name: str) -> tuple[str, ...]:
+        """Which tokens `mean.NAME+NAME` averages over: segments and exports, `mean.all` each of them.
+
+        Raises:
+            ConfigError: A name is none of these.
+        """
+        segments = [] if self.layout is None else [segment.name for segment in self.layout.segments]
+        known = (*segments, *self.exports)
+        wanted = name.removeprefix(MEAN_OF)
+        names = known if wanted == "all" else tuple(wanted.split("+"))
+        for part in names:
+            if part not in known:
+                raise ConfigError(
+                    f"head.pool: there are no tokens '{part}' in '{name}'; {nearest(part, known, count=6)}"
+                )
+        return names

@@ -251,7 +251,7 @@ class Adapter(nn.Module):
         self, stack: str, blocks: Iterable[int], source: PromptSource, *, num_tokens: int, survives: bool,
         name: str = "prompts", place: PromptPlace = "prefix", export: str | None = None,
     ) -> None:  # fmt: skip
-        """Insert prompts at the input of `blocks`; see `PromptSet`.
+        """Insert prompts at the input of `blocks`; see `PromptSet`. Pass `name=""` for a source that is owned already.
 
         Raises:
             AttachError: The stack takes no prompts, the blocks do not suit, or the export's name is taken.
@@ -281,7 +281,8 @@ class Adapter(nn.Module):
                 anatomy.port("final.norm.in", stack=stack, block=None),
                 anatomy.port("final.norm.out", stack=stack, block=None),
             )
-        self.add(name, source)
+        if name != "":
+            self.add(name, source)
         order = self._order()
         prompts = PromptSet(
             f"{self.name}/{self._scope}{name}#{order}", source, blocks=chosen, num_tokens=num_tokens,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,15 @@ def _predict_files(model: Model, task: Any, options: Options) -> list[dict[str, 
                 written = task.write_predictions(output, files, names, options.out)
                 made = [{**more, **row} for more, row in zip(written, made, strict=True)]
             rows += made
-    rows = [{"path": str(path), **row} for path, row in zip(paths, rows, strict=True)]
+    rows = [{**_place(path), **row} for path, row in zip(paths, rows, strict=True)]
     write_text(options.out / "predictions.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     write_text(options.out / "predictions.csv", _csv(rows))
     return rows
+
+
+def _place(item: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The columns that say what a row is of: the path of a file, or what the data says of a part of it."""
+    return item if isinstance(item, Mapping) else {"path": str(item)}
 
 
 def _name_below(file: Path, folder: Path) -> str:

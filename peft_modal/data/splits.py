@@ -91,8 +91,11 @@ class SplitData(LightningDataModule):
         del generator
         return batch
 
-    def predict_items(self, path: str | Path) -> tuple[Sequence[str | Path], Iterable[Batch]]:
+    def predict_items(self, path: str | Path) -> tuple[Sequence[str | Path | Mapping[str, Any]], Iterable[Batch]]:
         """Names of the samples below `path`, and batches of them in the same order; called without `setup`.
+
+        A sample that is a part of a file is named by a mapping, whose entries become columns of the table: `path`,
+        `start`, `end`.
 
         Raises:
             ConfigError: This data reads no files.

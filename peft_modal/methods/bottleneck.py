@@ -11,28 +11,31 @@ from torch import Tensor, nn
 from peft_modal.errors import AttachError
 
 Activation = Literal["gelu", "relu", "silu"]
+BottleneckInit = Literal["zero_up", "normal"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
 class Bottleneck(nn.Module):
-    """U(dropout(activation(D x))) with D (hidden, width) and U (width, hidden), both with bias; U starts at zero.
+    """U(dropout(activation(D x))) with D (hidden, width) and U (width, hidden), both with bias.
 
     Args:
         width: Channels in and out.
         hidden_dim: Channels of the bottleneck.
         activation: Nonlinearity.
         dropout: Probability of zeroing a hidden channel.
-        residual: Add the input to the output.
         scale: Factor of the output, or `learned` for a trained scalar that starts at 1.
         norm: LayerNorm (eps 1e-5) before D (`in`), after the scale (`out`), or none.
+        init: `zero_up` starts D Kaiming uniform with a = sqrt 5, and U at zero: one factor is non-zero, so both learn.
+            `normal` draws both with standard deviation 0.02.
     """
 
     def __init__(
         self, width: int, *, hidden_dim: int, activation: Activation = "gelu", dropout: float = 0.0,
-        residual: bool = False, scale: float | Literal["learned"] = 1.0, norm: Literal["none", "in", "out"] = "none",
+        scale: float | Literal["learned"] = 1.0, norm: Literal["none", "in", "out"] = "none",
+        init: BottleneckInit = "zero_up",
     ) -> None:  # fmt: skip
         super().__init__()
-        self.residual = residual
+        self.init: BottleneckInit = init
         self.before = nn.LayerNorm(width, eps=1e-5) if norm == "in" else nn.Identity()
         self.down = nn.Linear(width, hidden_dim)
         self.activation = _ACTIVATIONS[activation]()
@@ -43,15 +46,19 @@ class Bottleneck(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """D Kaiming uniform with a = sqrt 5, U and the biases zero: one factor is non-zero, so both learn."""
-        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
-        for zeroed in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zeroed)
+        """The weights as `init` says, the biases zero."""
+        if self.init == "normal":
+            nn.init.normal_(self.down.weight, std=0.02)
+            nn.init.normal_(self.up.weight, std=0.02)
+        else:
+            nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+            nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """X (..., width) to the same shape."""
-        y = self.after(self.scale(self.up(self.dropout(self.activation(self.down(self.before(x)))))))
-        return x + y if self.residual else y
+        return self.after(self.scale(self.up(self.dropout(self.activation(self.down(self.before(x)))))))
 
 
 class FixedScale(nn.Module):

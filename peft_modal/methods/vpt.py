@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,17 @@ from peft_modal.methods.base import Method
 from peft_modal.ranges import DropRate, PositiveInt
 
 PromptInit = Literal["xavier", "normal"]
+EXPORT: Final = "prompts"
+"""What the head calls prompts that it reads."""
 
 
 class VPT(Method):
     """Learned tokens in the sequence of every block, or of the first only (Jia et al., ECCV 2022, arXiv:2203.12119).
 
     Deep: block i gets its own prompts, what it makes of them is thrown away. Shallow: prompts enter the first block and
-    stay to the end. The head never reads them. Where the network adds positions before every block (Point-MAE) each
-    prompt has a learned position of its own, as in the released point-cloud code of IDPT (ICCV 2023).
+    stay to the end. The head does not read them unless that is asked for. Where the network adds positions before every
+    block (Point-MAE) each prompt has a learned position of its own, as in the released point-cloud code of IDPT (ICCV
+    2023).
 
     Args:
         num_tokens: Prompts per block.
@@ -35,6 +38,9 @@ class VPT(Method):
         patch_size: Patch size in the bound of `xavier`.
         dropout: Probability of zeroing a prompt entry.
         stacks: Token stacks to act on; None for every one that takes prompts.
+        export: Hand what the last block makes of its prompts, behind the final norm, to the head as `prompts`:
+            `head.pool: [mean.all]` averages over them and all other tokens, as PETL-AST does (Cappellazzo et al., MLSP
+            2024, arXiv:2312.03694).
     """
 
     identity_at_init = False
@@ -42,7 +48,7 @@ class VPT(Method):
     def __init__(
         self, *, num_tokens: PositiveInt = 10, deep: bool = True, place: Literal["prefix", "end"] = "prefix",
         init: PromptInit | None = None, patch_size: PositiveInt = 16, dropout: DropRate = 0.0,
-        stacks: str | list[str] | None = None,
+        stacks: str | list[str] | None = None, export: bool = False,
     ) -> None:  # fmt: skip
         self.num_tokens = num_tokens
         self.deep = deep
@@ -51,6 +57,7 @@ class VPT(Method):
         self.patch_size = patch_size
         self.dropout = dropout
         self.where = Selector.parse({"stacks": stacks})
+        self.export = export
 
     def build(self, adapter: Adapter) -> None:
         """Prompts in every selected stack.
@@ -75,18 +82,33 @@ class VPT(Method):
                 with_positions=layout.repeats_positions, bound=self._bound, init=self._init(layout.repeats_positions),
                 dropout=self.dropout,
             )  # fmt: skip
-            adapter.prompts(
-                stack, range(depth), source, num_tokens=self.num_tokens, survives=not self.deep, place=self.place,
-                name=stack,
-            )  # fmt: skip
+            for number, (blocks, survives, export) in enumerate(self._sets(depth)):
+                adapter.prompts(
+                    stack, blocks, source, num_tokens=self.num_tokens, survives=survives, place=self.place,
+                    name=stack if number == 0 else "", export=export,
+                )  # fmt: skip
         if not found:
             raise AttachError("; ".join(refused) or "this network has no token sequence; use lora, ssf or an adapter")
+
+    def _sets(self, depth: int) -> list[tuple[range, bool, str | None]]:
+        """Blocks of each set of prompts, whether they survive, and what the head calls them."""
+        if not self.deep:
+            return [(range(depth), True, EXPORT if self.export else None)]
+        # What leaves the last block can be read where it survives, which the fresh prompts of others do not.
+        last = range(depth - 1, depth) if self.export else range(0)
+        sets = [(range(depth - len(last)), False, None), (last, True, EXPORT)]
+        return [of for of in sets if of[0]]
 
     def _init(self, repeats_positions: bool) -> PromptInit:
         return self.init or ("normal" if repeats_positions else "xavier")
 
     def _bound(self, width: int) -> float:
-        return math.sqrt(6.0 / (3 * self.patch_size**2 + width))
+        return xavier_bound(width, self.patch_size)
+
+
+def xavier_bound(width: int, patch_size: int) -> float:
+    """Bound of a uniform draw of tokens, as if they were made of patches of pictures."""
+    return math.sqrt(6.0 / (3 * patch_size**2 + width))
 
 
 class LearnedPrompts(PromptSource):

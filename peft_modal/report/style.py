@@ -143,6 +143,6 @@ def png(draw: Callable[[Any], None], *, size: float, scale: float = 2.0) -> byte
     return file.getvalue()
 
 
-def data_uri(image: bytes) -> str:
-    """A PNG as the `src` of an image that needs no request."""
-    return "data:image/png;base64," + base64.b64encode(image).decode()
+def data_uri(content: bytes, kind: str = "image/png") -> str:
+    """A file as a `src` that needs no request."""
+    return f"data:{kind};base64," + base64.b64encode(content).decode()

@@ -90,8 +90,13 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "lora_fused": _configured("lora", sites=["attn.qkv"], rank=4, alpha=8, rank_stabilised=True),
     "lora_dropout": _configured("lora", sites=["attn", "mlp"], rank=4, dropout=0.3, init="gaussian"),
     "lora_last_block": _configured("lora", sites={"roles": ["mlp"], "blocks": "last: 1"}, rank=4),
+    "lora_normal": _configured("lora", rank=3, init="trunc_normal"),
     "houlsby": _configured("houlsby", hidden_dim=8, dropout=0.2),
+    "houlsby_parallel": _configured("houlsby", hidden_dim=8, form="parallel", train_norms=True, init="normal"),
+    "houlsby_input": _configured("houlsby", hidden_dim=8, form="input"),
     "pfeiffer": _configured("pfeiffer", hidden_dim=8, activation="silu", blocks=[0]),
+    "pfeiffer_attention": _configured("pfeiffer", hidden_dim=8, form="parallel", residual=True, place="attn"),
+    "pfeiffer_replaces": _configured("pfeiffer", hidden_dim=8, residual=False),
     "adaptformer": _configured("adaptformer", hidden_dim=8),
     "adaptformer_norm_in": _configured("adaptformer", hidden_dim=8, norm="in", scale="learned"),
     # Not with a learned scale: the norm divides by it, so its gradient is rounding noise.
@@ -99,6 +104,8 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "vpt_deep": _configured("vpt", num_tokens=3),
     "vpt_shallow": _configured("vpt", num_tokens=3, deep=False, init="normal", dropout=0.2),
     "vpt_end": _configured("vpt", num_tokens=3, place="end"),
+    "vpt_read": _configured("vpt", num_tokens=3, export=True),
+    "prefix": _configured("prefix", num_tokens=3),
     "ssf": _configured("ssf"),
     "ssf_linears": _configured("ssf", sites=["attn.qkv", "attn.q", "attn.out", "mlp"]),
     "fact_tt": _configured("fact", rank=3, dropout=0.0),
@@ -176,6 +183,7 @@ _NO_PROMPTS = "the causal mask and the positions have a fixed length"
 _NO_FUSED = r"no sites match roles=\('attn.qkv',\)"
 _NO_MLP = r"no sites match roles=\('mlp',\)"
 _NO_PORTS = r"no ports match roles=\('(attn.out|mlp.out|mlp.norm.in)',\)"
+_NO_ATTENTION = r"no ports match roles=\('attn.(norm.)?out',\)"
 
 REFUSED: dict[tuple[str, str], str] = {
     ("textual_inversion", "autoencoder"): "not part of this network",
@@ -185,7 +193,7 @@ REFUSED: dict[tuple[str, str], str] = {
     **{("lora_fused", name): _NO_FUSED for name in ("mmdit", "stable_diffusion", "autoencoder")},
     **{
         (method, name): reason
-        for method in ("vpt_deep", "vpt_shallow", "vpt_end", "compose")
+        for method in ("vpt_deep", "vpt_shallow", "vpt_end", "vpt_read", "compose")
         for name, reason in (("mmdit", _NO_TOKENS), ("stable_diffusion", _NO_PROMPTS), ("autoencoder", _NO_TOKENS))
     },
     **dict.fromkeys(
@@ -218,14 +226,24 @@ REFUSED: dict[tuple[str, str], str] = {
         for method in ("bi_adaptformer", "bi_adaptformer_4")
         for name, reason in (("autoencoder", _NO_PORTS), ("convnext", "'blocks.0.mlp.branch' on axis 1"))
     },
-    **{(f"vpt_{kind}", "swin"): "its blocks attend within windows" for kind in ("deep", "shallow", "end")},
+    **{(f"vpt_{kind}", "swin"): "its blocks attend within windows" for kind in ("deep", "shallow", "end", "read")},
     ("compose", "swin"): "its blocks attend within windows",
-    **{(f"vpt_{kind}", "convnext"): _NO_TOKENS for kind in ("deep", "shallow", "end")},
+    **{(f"vpt_{kind}", "convnext"): _NO_TOKENS for kind in ("deep", "shallow", "end", "read")},
+    ("prefix", "mmdit"): "it carries no token sequence",
+    ("prefix", "open_clip"): "computes keys and values inside a function",
+    ("prefix", "stable_diffusion"): _NO_PROMPTS,
+    ("prefix", "swin"): "its blocks attend within windows",
+    **{
+        (method, name): _NO_ATTENTION
+        for method in ("prefix", "houlsby_parallel", "houlsby_input", "pfeiffer_attention")
+        for name in ("autoencoder", "convnext")
+    },
+    ("pfeiffer_replaces", "autoencoder"): _NO_PORTS,
     **{(f"adaptformer{form}", "convnext"): "'blocks.0.mlp.branch' on axis 1" for form in ("", "_norm_in", "_norm_out")},
     # There is no attention.
     **{
         (method, "convnext"): "no sites match roles=\\('attn.q"
-        for method in ("lora", "lora_fused", "hf_oft", "compose", "bi_lora", "loca")
+        for method in ("lora", "lora_fused", "lora_normal", "hf_oft", "compose", "bi_lora", "loca")
     },
     ("houlsby", "convnext"): _NO_PORTS,
     ("lora_convs", "convnext"): "a convolution with 8 groups",

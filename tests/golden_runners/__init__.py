@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from golden_runners import (
+    audio_adapters,
+    audio_network,
     block_adapters,
     expert_mixture,
     geometry_prompts,
@@ -65,6 +67,17 @@ RUNNERS: dict[str, Callable[[GoldenCase], None]] = {
     "fact-tk": block_adapters.fact,
     "r-amt": weight_masks.step,
     "sara": magnitude_selection.sara,
+    "backbone-ast-features": audio_network.features,
+    "backbone-ast-posembed": audio_network.positions,
+    "backbone-ast-model": audio_network.network,
+    "petl-ast-houlsby": audio_adapters.houlsby,
+    "petl-ast-pfeiffer": audio_adapters.pfeiffer,
+    "petl-ast-placements": audio_adapters.placements,
+    "petl-ast-conformer": audio_adapters.conformer,
+    "petl-ast-lora": audio_adapters.lora,
+    "petl-ast-prefix": audio_adapters.prefix,
+    "petl-ast-prompt": audio_adapters.prompts,
+    "petl-ast-moa": audio_adapters.mixtures,
 }
 
 

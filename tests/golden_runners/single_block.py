@@ -63,11 +63,7 @@ class BareBlocks(TokenBackbone):
             describe_block(b, index, block, width=width)
         self.width = width
         self.grid = grid
-        layouts = {}
-        if prefix_tokens is not None:
-            segments = (Segment("cls", prefix_tokens), Segment("patches", None))
-            layouts = {"blocks": TokenLayout(segments=segments, body="grid", prompt_index=prefix_tokens)}
-        super().__init__(network, b.build(layouts=layouts))
+        super().__init__(network, b.build(layouts=_layouts(prefix_tokens)))
 
     @override
     def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
@@ -79,7 +75,7 @@ class BareBlocks(TokenBackbone):
 class OneAttention(TokenBackbone):
     """One attention of a ViT; its tensors are called `attn.*`."""
 
-    def __init__(self, *, width: int, num_heads: int, qkv_bias: bool) -> None:
+    def __init__(self, *, width: int, num_heads: int, qkv_bias: bool, prefix_tokens: int | None = None) -> None:
         network = nn.Sequential()
         network.add_module("attn", Attention(width, num_heads=num_heads, qkv_bias=qkv_bias))
         b = AnatomyBuilder(network)
@@ -87,5 +83,13 @@ class OneAttention(TokenBackbone):
         parts = {role: role for role in ("attn.q", "attn.k", "attn.v")}
         b.fused("attn.qkv", "attn.qkv", parts, heads=num_heads)
         b.op("attn.out", "attn.proj")
+        b.port("attn.out", "attn", "out", width=width)
         self.width = width
-        super().__init__(network, b.build(layouts={}))
+        super().__init__(network, b.build(layouts=_layouts(prefix_tokens)))
+
+
+def _layouts(prefix_tokens: int | None) -> dict[str, TokenLayout]:
+    if prefix_tokens is None:
+        return {}
+    segments = (Segment("cls", prefix_tokens), Segment("patches", None))
+    return {"blocks": TokenLayout(segments=segments, body="grid", prompt_index=prefix_tokens)}

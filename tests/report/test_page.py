@@ -189,6 +189,19 @@ def test_a_renderer_that_fails_costs_its_own_picture_only(tmp_path):
     assert len(page.texts["li"]) == 3
 
 
+def sounds_on_one(axes, sample, prediction):
+    return b"RIFF" if sample["index"] == 1 else None
+
+
+def test_what_a_renderer_returns_can_be_heard(tmp_path):
+    text, _ = write(small(GALLERY), tmp_path, renderer=lambda: sounds_on_one)
+
+    (player,) = [attributes for tag, attributes in Page(text).elements if tag == "audio"]
+    assert player["src"] == "data:audio/wav;base64,UklGRg=="
+    assert player["aria-label"] == "tile 1"
+    assert text.count("<img") == 3
+
+
 def test_a_renderer_that_cannot_be_loaded_is_told(tmp_path):
     text, twin = write(small(GALLERY), tmp_path, renderer=cannot_be_loaded)
 
