@@ -16,9 +16,9 @@ from peft_modal.ranges import DropRate, PositiveFloat, PositiveInt
 class LoRA(Method):
     """Low-rank updates of chosen weights (Hu et al., ICLR 2022, arXiv:2106.09685).
 
-    y = W x + scale * B A x with A (rank, in) and B (out, rank); B starts at zero. For a convolution A has the kernel
-    and B is 1x1. Row slices of a fused tensor (`attn.q` of a packed qkv) get their own pair; the exact role of the
-    whole tensor (`attn.qkv`) gets one pair. Merges exactly.
+    y = W x + scale * B A x with A (rank, in) and B (out, rank); B starts at zero, but for `init: trunc_normal`. For a
+    convolution A has the kernel and B is 1x1. Row slices of a fused tensor (`attn.q` of a packed qkv) get their own
+    pair; the exact role of the whole tensor (`attn.qkv`) gets one pair. Merges exactly.
 
     Args:
         sites: Weight sites to update; see `Selector`.
@@ -28,10 +28,11 @@ class LoRA(Method):
         dropout: Probability of zeroing an input channel of the update; impossible where a weight is read inside a
             function (MultiheadAttention).
         rank_stabilised: Divide by sqrt(rank) (Kalajdzievski, 2023, arXiv:2312.03732).
-        init: `kaiming` as released, or `gaussian` as in the paper's text (standard deviation 1/rank).
+        init: `kaiming` as released; `gaussian` as in the paper's text (standard deviation 1/rank); or `trunc_normal`,
+            both factors normal with 0.02, as LoRAT draws them: the network then starts elsewhere.
     """
 
-    identity_at_init = True
+    identity_at_init = True  # but for `init: trunc_normal`
 
     def __init__(
         self, *, sites: str | list[str] | dict[str, Any] = ["attn.q", "attn.v"],  # noqa: B006 — never changed
@@ -44,6 +45,7 @@ class LoRA(Method):
         self.dropout = dropout
         self.rank_stabilised = rank_stabilised
         self.init: LowRankInit = init
+        self.identity_at_init = init != "trunc_normal"  # type: ignore[misc]  # of two starts alone
 
     @property
     def scale(self) -> float:
