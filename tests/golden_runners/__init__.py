@@ -24,6 +24,7 @@ from golden_runners import (
     sensitivity_allocation,
     single_weight,
     spectral_adapter,
+    tracking,
     vision_transformer,
     weight_masks,
 )
@@ -65,6 +66,12 @@ RUNNERS: dict[str, Callable[[GoldenCase], None]] = {
     "fact-tk": block_adapters.fact,
     "r-amt": weight_masks.step,
     "sara": magnitude_selection.sara,
+    "lorat-input-embed": tracking.input_embed,
+    "lorat-head": tracking.head,
+    "lorat-loss": tracking.loss,
+    "lorat-network": tracking.network,
+    "lorat-crop": tracking.crops,
+    "data-tracking-metrics": tracking.metrics,
 }
 
 
