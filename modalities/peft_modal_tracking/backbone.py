@@ -16,6 +16,7 @@ from peft_modal.files import is_own, read_tensors
 from peft_modal.ranges import DropRate, PositiveInt
 from peft_modal.weights import fill_network
 from peft_modal_tracking.anatomy import tracker_anatomy
+from peft_modal_tracking.boxes import size_of
 from peft_modal_tracking.network import Grid, OneStreamViT, Positions
 from peft_modal_vision.backbone import ViT
 
@@ -72,8 +73,8 @@ class LoRAT(Backbone):
         vit: Any = self._vit().network
         patch: Grid = tuple(vit.patch_embed.patch_size)
         default = _NANO_SIZES if model == "nano" else tuple(count * patch[0] for count in _GRIDS)
-        self.template_size = _pair(template_size, default[0])
-        self.search_size = _pair(search_size, default[1])
+        self.template_size = size_of(template_size or default[0], "backbone.template_size")
+        self.search_size = size_of(search_size or default[1], "backbone.search_size")
         self.grids = {
             name: _grid(name, size, patch)
             for name, size in (("template", self.template_size), ("search", self.search_size))
@@ -171,21 +172,6 @@ class LoRAT(Backbone):
     def blocks_for_checkpointing(self, *, enabled: bool) -> None:
         """Compute blocks again during backward instead of keeping their activations."""
         self.network.set_grad_checkpointing(enabled)  # type: ignore[operator]
-
-
-def _pair(size: int | list[int] | None, default: int) -> tuple[int, int]:
-    """(height, width).
-
-    Raises:
-        ConfigError: There are not one or two numbers.
-    """
-    if size is None:
-        return default, default
-    if isinstance(size, int):
-        return size, size
-    if len(size) != 2:
-        raise ConfigError(f"backbone: a size is one number or [height, width], got {size}")
-    return size[0], size[1]
 
 
 def _grid(name: str, size: tuple[int, int], patch: Grid) -> Grid:

@@ -5,9 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from peft_modal.errors import ConfigError
+
 Size = tuple[int, int]
 """Height and width."""
 _ALMOST_ONE = 1 - 1e-4
+
+
+def size_of(given: int | list[int], where: str) -> Size:
+    """(height, width) of one number or two.
+
+    Raises:
+        ConfigError: There are more, or fewer.
+    """
+    if isinstance(given, int):
+        return given, given
+    if len(given) != 2:
+        raise ConfigError(f"{where}: a size is one number or [height, width], got {given}")
+    return given[0], given[1]
 
 
 def to_corners(boxes: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from peft_modal.errors import DataError
-from peft_modal_tracking.boxes import Size, cells_of, clipped, is_box
+from peft_modal_tracking.boxes import Size, clipped, is_box
 from peft_modal_tracking.crops import CropMap, at_least, channel_means, crop, crop_map
 from peft_modal_vision.transforms import NORMS, Normalize
 
@@ -65,13 +65,12 @@ class TrackState:
         frame: The first, (3, H, W) in 0..255.
         box: Of the target there, x1, y1, x2, y2, (4,).
         settings: Of the crops.
-        grid: Rows and columns of the template's patches.
 
     Raises:
         DataError: The box has no area, or lies outside of the frame.
     """
 
-    def __init__(self, frame: Tensor, box: Tensor, settings: CropSettings, grid: Size) -> None:
+    def __init__(self, frame: Tensor, box: Tensor, settings: CropSettings) -> None:
         box = box.to(torch.float32)
         size = (int(frame.shape[-2]), int(frame.shape[-1]))
         if not bool(box.isfinite().all() & is_box(box)):
@@ -89,7 +88,8 @@ class TrackState:
         cut, self.template_map = crop(frame, self.template_wanted, settings.template_size, self.fill)
         self.template = normalised(cut, settings.normalize)
         """(3, h, w)."""
-        (self.template_mask,) = cells_of(self.template_map.to_crop(box)[None], settings.template_size, grid)
+        self.template_box = self.template_map.to_crop(box)
+        """In pixels of the template, (4,)."""
         self.wanted: CropMap = self.template_wanted
         self.map: CropMap = self.template_map
 

@@ -15,6 +15,7 @@ from peft_modal.methods.lora import LoRA
 from peft_modal_heads.tracking_mlp import TrackingMLP, TrackingOutput, cell_centres
 from peft_modal_tracking import losses as module_losses
 from peft_modal_tracking.backbone import LoRAT
+from peft_modal_tracking.boxes import cells_of
 from peft_modal_tracking.losses import positive_cells, tracking_losses
 from peft_modal_tracking.metrics import Result, frame_ious, got10k, lasot_official, one_pass, trackingnet
 from peft_modal_tracking.network import OneStreamViT
@@ -151,11 +152,11 @@ def crops(case: GoldenCase) -> None:
     image = case.take("in.image")
     size = (image.shape[1], image.shape[2])
     grid = tuple(reversed(case.setting("template_grid_wh")))
-    state = TrackState(image, case.take("in.init_box"), settings, grid)
+    state = TrackState(image, case.take("in.init_box"), settings)
     case.compare("out.template_params", _parameters(state.template_wanted))
     case.compare("out.template_params_adjusted", _parameters(state.template_map))
     case.compare("out.template", state.template)
-    case.compare("out.template_mask", state.template_mask)
+    case.compare("out.template_mask", cells_of(state.template_box[None], settings.template_size, grid)[0])
     case.compare("out.image_mean", state.fill)
     wanted, adjusted, boxes = [], [], []
     for step, found in enumerate(case.take("in.predicted_boxes_in_crop")):
