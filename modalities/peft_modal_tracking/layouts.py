@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peft_modal.data.splits import Part
 from peft_modal.errors import DataError, nearest
 from peft_modal_tracking.metrics import Rules
 from peft_modal_tracking.sequences import FrameFiles, Frames, Video
@@ -95,40 +96,50 @@ def own_sequence(folder: Path) -> Video:
     return _video(folder.name, frames, boxes, visible, where=folder)
 
 
-def find_sequences(root: Path, layout: Layout, part: str | None = None) -> list[Video]:
-    """All sequences of a split, or of the whole folder.
+def find_sequences(root: Path, layout: Layout, part: Part | None = None) -> list[Video]:
+    """All sequences of a split, none where there is no such split; or all of the whole folder.
 
     Args:
         root: The data set's folder.
         layout: Which.
-        part: `train`, `val` or `test`; None for whatever lies below `root`.
+        part: The split; None for whatever lies below `root`.
 
     Raises:
-        DataError: There is none, or one cannot be read.
+        DataError: There is no such folder, none of its sequences is of this layout, or one cannot be read.
     """
-    root = _existing(root)
-    makers: dict[Layout, Callable[[Path, str | None], list[Video]]] = {
+    makers: dict[Layout, Callable[[Path, Part | None], list[Video]]] = {
         "got10k": _got10k, "lasot": _lasot, "trackingnet": _trackingnet, "otb": _otb, "folder": _own,
     }  # fmt: skip
-    found = makers[layout](root, part)
-    if not found:
-        raise DataError(f"'{root}' has no {part or ''} sequences of layout '{layout}'".replace("  ", " "))
+    found = makers[layout](_existing(root), part)
+    if not found and part is None:
+        raise DataError(f"'{root}' has no sequences of layout '{layout}'")
     return found
 
 
-def _got10k(root: Path, part: str | None) -> list[Video]:
-    folder = root / part if part and (root / part).is_dir() else root
+def _split_folder(root: Path, part: Part | None) -> Path | None:
+    """Where a split lies; the whole folder where it is not split, whose sequences are to train on."""
+    if part is None or not any((root / name).is_dir() for name in ("train", "val", "test")):
+        return root if part in {None, "train"} else None
+    return root / part if (root / part).is_dir() else None
+
+
+def _got10k(root: Path, part: Part | None) -> list[Video]:
+    folder = _split_folder(root, part)
+    if folder is None:
+        return []
     listed = folder / "list.txt"
     names = listed.read_text(encoding="utf-8").split() if listed.is_file() else _folders_with(folder, "groundtruth.txt")
     return [got10k_sequence(_existing(folder / name)) for name in names]
 
 
-def _lasot(root: Path, part: str | None) -> list[Video]:
-    lists = {"train": "training_set.txt", "test": "testing_set.txt"}
-    if part in lists and (root / lists[part]).is_file():
-        names = (root / lists[part]).read_text(encoding="utf-8").split()
+def _lasot(root: Path, part: Part | None) -> list[Video]:
+    lists = {"train": root / "training_set.txt", "test": root / "testing_set.txt"}
+    if part is not None and any(path.is_file() for path in lists.values()):
+        if part not in lists or not lists[part].is_file():
+            return []
+        names = lists[part].read_text(encoding="utf-8").split()
         return [lasot_sequence(_existing(_lasot_folder(root, name))) for name in names]
-    if part == "val":
+    if part not in {None, "train"}:
         return []
     found = sorted({p.parent for p in root.rglob("groundtruth.txt")}, key=lambda p: numbered(str(p)))
     return [lasot_sequence(folder) for folder in found]
@@ -139,12 +150,12 @@ def _lasot_folder(root: Path, name: str) -> Path:
     return nested if nested.is_dir() else root / name
 
 
-def _trackingnet(root: Path, part: str | None) -> list[Video]:
-    wanted = {"train": "TRAIN_*", "test": "TEST", None: "T*"}.get(part)
+def _trackingnet(root: Path, part: Part | None) -> list[Video]:
+    wanted = {"train": "TRAIN_*", "test": "TEST", None: "T*", "val": None}[part]
     if wanted is None:
         return []
     chunks = sorted((p for p in root.glob(wanted) if (p / "anno").is_dir()), key=lambda p: numbered(p.name))
-    if not chunks and (root / "anno").is_dir():
+    if not chunks and part is None and (root / "anno").is_dir():
         chunks = [root]
     # Names may begin with "-" and hold "_": they are taken as they are.
     return [
@@ -154,14 +165,14 @@ def _trackingnet(root: Path, part: str | None) -> list[Video]:
     ]
 
 
-def _otb(root: Path, part: str | None) -> list[Video]:
+def _otb(root: Path, part: Part | None) -> list[Video]:
     folders = [p for p in sorted(root.iterdir()) if (p / "img").is_dir()] if part in {None, "test"} else []
     return [video for folder in folders for video in otb_sequences(folder)]
 
 
-def _own(root: Path, part: str | None) -> list[Video]:
-    folder = root / part if part and (root / part).is_dir() else root
-    if part and folder == root and any((root / name).is_dir() for name in ("train", "val", "test")):
+def _own(root: Path, part: Part | None) -> list[Video]:
+    folder = _split_folder(root, part)
+    if folder is None:
         return []
     return [own_sequence(folder / name) for name in _folders_with(folder, "groundtruth.txt")]
 

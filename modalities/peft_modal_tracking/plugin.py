@@ -26,6 +26,29 @@ PLUGIN: Final = Plugin(
             "peft_modal_tracking.data:MovingObjects",
             summary="Generated videos of textured things that move and hide each other.",
         ),
+        "got10k": Entry(
+            "peft_modal_tracking.files:GOT10k",
+            summary="GOT-10k as published.",
+            paper="Huang et al., GOT-10k, TPAMI 2021, arXiv:1810.11981",
+        ),
+        "lasot": Entry(
+            "peft_modal_tracking.files:LaSOT",
+            summary="LaSOT as published.",
+            paper="Fan et al., LaSOT, CVPR 2019, arXiv:1809.07845",
+        ),
+        "trackingnet": Entry(
+            "peft_modal_tracking.files:TrackingNet",
+            summary="TrackingNet as published.",
+            paper="Mueller et al., TrackingNet, ECCV 2018, arXiv:1803.10794",
+        ),
+        "otb": Entry(
+            "peft_modal_tracking.files:OTB",
+            summary="OTB as published, to test on.",
+            paper="Wu et al., Object Tracking Benchmark, TPAMI 2015",
+        ),
+        "folder": Entry(
+            "peft_modal_tracking.files:Folder", summary="Your own videos or folders of frames, with boxes."
+        ),
     },
     tasks={
         "tracking": Entry(
