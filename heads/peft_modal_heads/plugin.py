@@ -18,6 +18,11 @@ PLUGIN: Final = Plugin(
             summary="Convolutions that double the resolution in turn.",
             paper="Zheng et al., SETR, CVPR 2021, arXiv:2012.15840",
         ),
+        "tracking_mlp": Entry(
+            "peft_modal_heads.tracking_mlp:TrackingMLP",
+            summary="A score and a box for every cell of the search picture.",
+            paper="Lin et al., Tracking Meets LoRA, ECCV 2024, arXiv:2403.05231",
+        ),
         "upernet": Entry(
             "peft_modal_heads.upernet:UPerNet",
             summary="Pooling and feature pyramid over four maps.",

@@ -16,9 +16,9 @@ from peft_modal.ranges import DropRate, PositiveFloat, PositiveInt
 class LoRA(Method):
     """Low-rank updates of chosen weights (Hu et al., ICLR 2022, arXiv:2106.09685).
 
-    y = W x + scale * B A x with A (rank, in) and B (out, rank); B starts at zero. For a convolution A has the kernel
-    and B is 1x1. Row slices of a fused tensor (`attn.q` of a packed qkv) get their own pair; the exact role of the
-    whole tensor (`attn.qkv`) gets one pair. Merges exactly.
+    y = W x + scale * B A x with A (rank, in) and B (out, rank); B starts at zero, but for `init: trunc_normal`. For a
+    convolution A has the kernel and B is 1x1. Row slices of a fused tensor (`attn.q` of a packed qkv) get their own
+    pair; the exact role of the whole tensor (`attn.qkv`) gets one pair. Merges exactly.
 
     Args:
         sites: Weight sites to update; see `Selector`.
@@ -29,8 +29,8 @@ class LoRA(Method):
             function (MultiheadAttention).
         rank_stabilised: Divide by sqrt(rank) (Kalajdzievski, 2023, arXiv:2312.03732).
         init: `kaiming` as released, or `gaussian` as in the paper's text (standard deviation 1/rank). With
-            `trunc_normal` both factors are drawn with standard deviation 0.02, as in the published runs on audio of
-            Cappellazzo et al. (MLSP 2024, arXiv:2312.03694).
+            `trunc_normal` both factors are drawn with standard deviation 0.02, as on audio (Cappellazzo et al., MLSP 2024,
+            arXiv:2312.03694) and by LoRAT (ECCV 2024); the network then starts elsewhere.
     """
 
     def __init__(

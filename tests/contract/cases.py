@@ -89,6 +89,7 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "lora_convs": _configured("lora", sites=["embed", "conv"], rank=2),
     "lora_fused": _configured("lora", sites=["attn.qkv"], rank=4, alpha=8, rank_stabilised=True),
     "lora_dropout": _configured("lora", sites=["attn", "mlp"], rank=4, dropout=0.3, init="gaussian"),
+    "lora_trunc_normal": _configured("lora", sites=["attn", "mlp"], rank=4, init="trunc_normal"),
     "lora_last_block": _configured("lora", sites={"roles": ["mlp"], "blocks": "last: 1"}, rank=4),
     "lora_normal": _configured("lora", rank=3, init="trunc_normal"),
     "houlsby": _configured("houlsby", hidden_dim=8, dropout=0.2),

@@ -26,6 +26,7 @@ from golden_runners import (
     sensitivity_allocation,
     single_weight,
     spectral_adapter,
+    tracking,
     vision_transformer,
     weight_masks,
 )
@@ -78,6 +79,12 @@ RUNNERS: dict[str, Callable[[GoldenCase], None]] = {
     "petl-ast-prefix": audio_adapters.prefix,
     "petl-ast-prompt": audio_adapters.prompts,
     "petl-ast-moa": audio_adapters.mixtures,
+    "lorat-input-embed": tracking.input_embed,
+    "lorat-head": tracking.head,
+    "lorat-loss": tracking.loss,
+    "lorat-network": tracking.network,
+    "lorat-crop": tracking.crops,
+    "data-tracking-metrics": tracking.metrics,
 }
 
 

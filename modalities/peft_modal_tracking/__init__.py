@@ -1,0 +1,1 @@
+"""The tracking modality: LoRAT, generated videos, the field's formats and metrics."""

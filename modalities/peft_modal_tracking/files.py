@@ -1,0 +1,158 @@
+"""Data modules over sequences on disk: the benchmarks' layouts, several at once, and your own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from peft_modal.data.seeding import seeded
+from peft_modal.data.splits import Part
+from peft_modal.errors import DataError
+from peft_modal.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share
+from peft_modal_tracking.data import TrackingData
+from peft_modal_tracking.layouts import Layout, find_sequences
+from peft_modal_tracking.sequences import Video
+from peft_modal_vision.transforms import Normalize
+
+
+class SequenceFiles(TrackingData):
+    """Base of data modules over one folder in a benchmark's layout; a subclass says which.
+
+    Where there is no `val` split, a share of the training sequences is held out for validation; where there is no
+    `test` split whose boxes are all known, validation sequences are tested on.
+
+    Args:
+        root: The data set's folder.
+        val_share: Share of the training sequences held out for validation where there is no split for it.
+        batch_size: Pairs per training batch.
+        videos_at_once: Videos that evaluation follows side by side.
+        pairs: Training pairs per epoch.
+        template_size: See `TrackingData`.
+        search_size: See `TrackingData`.
+        search_factor: See `TrackingData`.
+        normalize: See `TrackingData`.
+        max_gap: See `TrackingData`.
+        scale_jitter: See `TrackingData`.
+        shift_jitter: See `TrackingData`.
+        min_visible: See `TrackingData`.
+        augment: Mirror and recolour training pictures.
+        max_blur: See `TrackingData`.
+        seed: Of what is held out, of draws and augmentation.
+        num_workers: Processes that prepare batches.
+    """
+
+    layout: ClassVar[Layout]
+    """How the folder is laid out."""
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        val_share: Share = 0.1,
+        batch_size: PositiveInt = 16,
+        videos_at_once: PositiveInt = 8,
+        pairs: PositiveInt = 131072,
+        template_size: PositiveInt | list[PositiveInt] = 112,
+        search_size: PositiveInt | list[PositiveInt] = 224,
+        search_factor: PositiveFloat = 4.0,
+        normalize: Normalize = "imagenet",
+        max_gap: NonNegativeInt = 100,
+        scale_jitter: NonNegativeFloat = 0.25,
+        shift_jitter: NonNegativeFloat = 3.0,
+        min_visible: PositiveFloat = 10.0,
+        augment: bool = True,
+        max_blur: NonNegativeFloat = 2.0,
+        seed: int = 0,
+        num_workers: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size, videos_at_once=videos_at_once, pairs=pairs, template_size=template_size,
+            search_size=search_size, search_factor=search_factor, normalize=normalize, max_gap=max_gap,
+            scale_jitter=scale_jitter, shift_jitter=shift_jitter, min_visible=min_visible, augment=augment,
+            max_blur=max_blur, seed=seed, num_workers=num_workers,
+        )  # fmt: skip
+        self.root = Path(root)
+        self.val_share = val_share
+
+    def find(self, part: Part) -> list[Video]:
+        """The sequences of a split as they lie on disk, none where it has none."""
+        return find_sequences(self.root, self.layout, part)
+
+    def load(self, part: Part) -> Sequence[Video]:
+        """The sequences of a split.
+
+        Raises:
+            DataError: There are none to train on.
+        """
+        if part == "train":
+            kept, _ = self._train_and_held_out()
+            if not kept:
+                raise DataError(f"'{self.root}' has no training sequences of layout '{self.layout}'")
+            return kept
+        own = [video for video in self.find(part) if video.has_truth]
+        if own:
+            return own
+        if part == "test":
+            return self.load("val")
+        return self._train_and_held_out()[1]
+
+    def _train_and_held_out(self) -> tuple[list[Video], list[Video]]:
+        found = self.find("train")
+        if len(found) < 2 or any(video.has_truth for video in self.find("val")):
+            return found, []
+        count = max(1, round(len(found) * self.val_share)) if self.val_share else 0
+        held = set(torch.randperm(len(found), generator=seeded("held out", self.seed))[:count].tolist())
+        return (
+            [video for i, video in enumerate(found) if i not in held],
+            [video for i, video in enumerate(found) if i in held],
+        )
+
+
+class GOT10k(SequenceFiles):
+    """GOT-10k as published: `{train,val,test}/list.txt` and a folder for each sequence (Huang et al., TPAMI 2021).
+
+    The truth of the test split is withheld; `predict --layout got10k --results got10k` writes what its server takes.
+    """
+
+    layout: ClassVar[Layout] = "got10k"
+
+
+class LaSOT(SequenceFiles):
+    """LaSOT as published: `CLASS/CLASS-N`, `training_set.txt` and `testing_set.txt` (Fan et al., CVPR 2019)."""
+
+    layout: ClassVar[Layout] = "lasot"
+
+
+class TrackingNet(SequenceFiles):
+    """TrackingNet as published: `TRAIN_0` to `TRAIN_11` and `TEST` (Mueller et al., ECCV 2018)."""
+
+    layout: ClassVar[Layout] = "trackingnet"
+
+
+class OTB(SequenceFiles):
+    """OTB as published, a benchmark to test on (Wu et al., TPAMI 2015)."""
+
+    layout: ClassVar[Layout] = "otb"
+
+    def load(self, part: Part) -> Sequence[Video]:
+        """All sequences for testing.
+
+        Raises:
+            DataError: They are asked for to train on.
+        """
+        if part == "train":
+            raise DataError("OTB is a benchmark to test on; train on got10k, lasot, trackingnet or a folder")
+        return self.find("test") if part == "test" else []
+
+
+class Folder(SequenceFiles):
+    """Your own sequences: `DIR/{train,val,test}/NAME/` or `DIR/NAME/` with frames or one video file, and boxes.
+
+    `groundtruth.txt` holds x,y,w,h from 0 of every frame; `absence.txt`, if it is there, a 1 for each frame that does
+    not show the target. Without splits a share is held out for validation, and tested on.
+    """
+
+    layout: ClassVar[Layout] = "folder"
