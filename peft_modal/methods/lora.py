@@ -29,8 +29,8 @@ class LoRA(Method):
             function (MultiheadAttention).
         rank_stabilised: Divide by sqrt(rank) (Kalajdzievski, 2023, arXiv:2312.03732).
         init: `kaiming` as released, or `gaussian` as in the paper's text (standard deviation 1/rank). With
-            `trunc_normal` both factors are drawn with standard deviation 0.02, as on audio (Cappellazzo et al., MLSP 2024,
-            arXiv:2312.03694) and by LoRAT (ECCV 2024); the network then starts elsewhere.
+            `trunc_normal` both factors are drawn with standard deviation 0.02, as on audio (Cappellazzo et al., MLSP
+            2024, arXiv:2312.03694) and by LoRAT (ECCV 2024); the network then starts elsewhere.
     """
 
     def __init__(
