@@ -15,7 +15,7 @@ from peft_modal.data.splits import Part
 from peft_modal.errors import DataError, nearest
 from peft_modal_tracking.metrics import Rules
 from peft_modal_tracking.sequences import FrameFiles, Frames, Video
-from peft_modal_tracking.video_files import VIDEO_SUFFIXES, frame_files, numbered, open_video
+from peft_modal_tracking.video_files import VIDEO_SUFFIXES, FolderFrames, frame_files, numbered, open_video
 
 Layout = Literal["got10k", "lasot", "trackingnet", "otb", "folder"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -34,7 +34,7 @@ def got10k_sequence(folder: Path) -> Video:
         visible &= _flags(folder / "absence.label", len(boxes)) == 0
     if (folder / "cover.label").is_file():
         visible &= _flags(folder / "cover.label", len(boxes)) > 0
-    return _video(folder.name, FrameFiles(frame_files(folder)), boxes, visible, where=folder)
+    return _video(folder.name, _frames(folder, boxes), boxes, visible, where=folder)
 
 
 def lasot_sequence(folder: Path) -> Video:
@@ -46,14 +46,15 @@ def lasot_sequence(folder: Path) -> Video:
         if (folder / name).is_file():
             absent |= _flags(folder / name, len(boxes)) != 0
     # monkey-17 has more pictures than boxes.
-    frames = frame_files(_existing(folder / "img"))
-    return _video(folder.name, FrameFiles(frames[: len(boxes)]), boxes, ~absent, where=folder, rules="lasot")
+    frames = FolderFrames(_existing(folder / "img"), len(boxes), first=True)
+    return _video(folder.name, frames, boxes, ~absent, where=folder, rules="lasot")
 
 
 def trackingnet_sequence(chunk: Path, name: str) -> Video:
     """One of TrackingNet: `frames/NAME/0.jpg` ... and `anno/NAME.txt` below a chunk such as `TRAIN_0` or `TEST`."""
-    frames = FrameFiles(frame_files(_existing(chunk / "frames" / name)))
-    return _video(name, frames, read_boxes(chunk / "anno" / f"{name}.txt"), None, where=chunk / "frames" / name)
+    boxes = read_boxes(chunk / "anno" / f"{name}.txt")
+    frames = _existing(chunk / "frames" / name)
+    return _video(name, _frames(frames, boxes), boxes, None, where=frames)
 
 
 def otb_sequences(folder: Path) -> list[Video]:
@@ -210,6 +211,11 @@ def _numbers(path: Path) -> np.ndarray:
         return np.asarray(rows, dtype=np.float64)
     except ValueError as error:
         raise DataError(f"'{path}' cannot be read as numbers: {error}") from error
+
+
+def _frames(folder: Path, boxes: Tensor) -> FolderFrames:
+    """As many as boxes; of a test split, which tells the first box only, all."""
+    return FolderFrames(folder, len(boxes) if len(boxes) > 1 else None)
 
 
 def _video(

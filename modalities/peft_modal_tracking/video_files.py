@@ -56,6 +56,39 @@ def numbered(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts if part)
 
 
+class FolderFrames(FrameFiles):
+    """The pictures of a folder that is not listed before one of them is read: data sets have a million.
+
+    Args:
+        folder: Where they lie.
+        count: How many there have to be, as the boxes say; None for as many as there are.
+        first: Take the first `count` where there are more.
+    """
+
+    def __init__(self, folder: Path, count: int | None = None, *, first: bool = False) -> None:
+        self.folder = folder
+        self.count = count
+        self.first = first
+        self._paths: tuple[Path, ...] | None = None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:  # type: ignore[override]  # what the base keeps is listed here when needed
+        """In order.
+
+        Raises:
+            DataError: There are not as many as boxes.
+        """
+        if self._paths is None:
+            found = frame_files(self.folder)
+            if self.count is not None and (len(found) < self.count or (len(found) > self.count and not self.first)):
+                raise DataError(f"'{self.folder}' has {len(found)} frames and {self.count} boxes; each frame needs one")
+            self._paths = tuple(found[: self.count])
+        return self._paths
+
+    def __len__(self) -> int:
+        return len(self.paths) if self.count is None else self.count
+
+
 class VideoFile:
     """Frames of a video file, decoded one after the other by PyAV.
 

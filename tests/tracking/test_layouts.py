@@ -134,6 +134,15 @@ def test_a_sequence_with_too_few_boxes_is_refused_by_name(tmp_path: Path) -> Non
         find_sequences(tmp_path, "otb")
 
 
+def test_frames_are_listed_when_they_are_read(tmp_path: Path) -> None:
+    write_got10k(tmp_path / "train" / "a", count=4)
+    (tmp_path / "train" / "a" / "00000003.png").unlink()
+    (video,) = find_sequences(tmp_path, "got10k", "train")
+    assert len(video) == 4
+    with pytest.raises(DataError, match="a' has 3 frames and 4 boxes"):
+        video.frames[0]
+
+
 def test_splits_are_held_out_and_tested_on(tmp_path: Path) -> None:
     for i in range(10):
         write_own(tmp_path / f"s{i}", count=2)
