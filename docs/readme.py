@@ -85,6 +85,16 @@ def mask_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def audio_table(results: dict[str, Any]) -> str:
+    """Milliseconds of a clip's reading and of its step, and the share of reading."""
+    titles = {"none": "no cache", "waveforms": "`cache: waveforms`", "spectrograms": "`cache: spectrograms`"}
+    lines = ["| network | step, ms | " + " | ".join(titles.values()) + " |", "|---|---:|" + "---:|" * len(titles)]
+    for model, row in results["rows"].items():
+        cells = [f"{row[name]:.1f} ms, {row[name] / (row[name] + row['step']):.1%}" for name in titles]
+        lines.append(f"| {model} | {row['step']:,.0f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 COMPARISONS = {
     "comparison": "pointcloud_comparison",
     "comparison_parts": "parts_comparison",
@@ -151,6 +161,8 @@ def filled(text: str) -> str:
         parts["cost"] = cost_table(json.loads(cost.read_text(encoding="utf-8")))
     memory = ROOT / "benchmarks/results/sparse_memory.json"
     parts["sparse_memory"] = memory_table(json.loads(memory.read_text(encoding="utf-8")))
+    audio = ROOT / "benchmarks/results/audio_features.json"
+    parts["audio_features"] = audio_table(json.loads(audio.read_text(encoding="utf-8")))
     nano = ROOT / "benchmarks/results/nano_diffusion.json"
     parts["nano_diffusion"] = nano_table(json.loads(nano.read_text(encoding="utf-8")))
     masks = ROOT / "benchmarks/results/mask_cost.json"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -139,10 +140,9 @@ class Tracker:
         running: list[_Run] = []
         with _evaluating(self.backbone, self.head):
             while True:
-                for index in waiting:
+                # Only as many as are followed at once are open.
+                for index in islice(waiting, at_once - len(running)):
                     running.append(_Run(index, videos[index], None if boxes is None else boxes[index], self.settings))
-                    if len(running) == at_once:
-                        break
                 if not running:
                     return [done[index] for index in range(len(videos))]
                 started = time.perf_counter()
