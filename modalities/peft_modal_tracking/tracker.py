@@ -141,8 +141,10 @@ class Tracker:
         with _evaluating(self.backbone, self.head):
             while True:
                 # Only as many as are followed at once are open.
-                for index in islice(waiting, at_once - len(running)):
-                    running.append(_Run(index, videos[index], None if boxes is None else boxes[index], self.settings))
+                running += [
+                    _Run(index, videos[index], None if boxes is None else boxes[index], self.settings)
+                    for index in islice(waiting, at_once - len(running))
+                ]
                 if not running:
                     return [done[index] for index in range(len(videos))]
                 started = time.perf_counter()

@@ -57,7 +57,7 @@ def test_videos_side_by_side_are_followed_as_if_alone() -> None:
 
 def test_no_more_videos_than_asked_for_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
     made, counts = tracker(), []
-    step = made._step  # noqa: SLF001 — the only place that sees all that run
+    step = made._step
     monkeypatch.setattr(made, "_step", lambda runs: (counts.append(len(runs)), step(runs)))
     made.track_all([moving(4, seed) for seed in range(5)], at_once=2)
     assert set(counts) == {1, 2}
