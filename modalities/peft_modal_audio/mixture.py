@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,13 @@ from peft_modal.errors import ConfigError
 from peft_modal.methods.base import Method, beside_mlp, select_blocks
 from peft_modal.methods.bottleneck import Bottleneck, BottleneckInit
 from peft_modal.methods.placement import Placement
-from peft_modal.ranges import PositiveInt
+from peft_modal.ranges import PositiveInt, Range
 from peft_modal_audio.conformer import Places, halves_of
 
 Routing = Literal["soft", "dense"]
 Variant = Literal["corrected", "reference"]
+Experts: TypeAlias = Annotated[int, Range(1, 256)]
+"""Each is a module of its own."""
 _EPS: Final = 1e-6
 """Added to norms that are divided by."""
 
@@ -47,7 +49,7 @@ class MixtureOfAdapters(Method):
     """
 
     def __init__(
-        self, *, routing: Routing = "soft", experts: PositiveInt = 7, slots: PositiveInt = 1,
+        self, *, routing: Routing = "soft", experts: Experts = 7, slots: PositiveInt = 1,
         hidden_dim: PositiveInt = 6, places: Places = "attn", normalise: bool = False, variant: Variant = "corrected",
         train_norms: bool = True, init: BottleneckInit = "zero_up",
         blocks: str | list[int] | dict[str, Any] | None = None,

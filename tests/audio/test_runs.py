@@ -16,6 +16,8 @@ import torch
 from sound_files import tone, write, write_esc50, write_folder, write_table
 
 from peft_modal.cli.main import main
+from peft_modal.compose import compose
+from peft_modal.files import load_adapter
 from peft_modal_audio.render import PLAYED_S, render
 
 SIZES = "{width: 24, depth: 2, heads: 2, mlp_width: 48, patch: 8, stride_frequency: 8, stride_time: 8, mels: 32}"
@@ -75,11 +77,15 @@ def test_the_shipped_configuration_takes_a_folder() -> None:
     assert main(["fit", *arguments, "--trainer.fast_dev_run=true", "--out", "run"]) == 0
 
 
-def test_a_fold_of_esc50_is_the_seed_s() -> None:
+def test_a_fold_of_esc50_is_the_seed_s_as_a_comparison_sets_it() -> None:
     write_esc50(Path("esc"))
-    arguments = ["--data=esc50", "--data.root=esc", "--method=bitfit", "--task=classification", "--seed=3"]
+    arguments = ["--data=esc50", "--data.root=esc", "--method=bitfit", "--task=classification", "--data.seed=3"]
     assert main(["fit", *TINY, *arguments, "--trainer.fast_dev_run=true", "--out", "run"]) == 0
-    assert "seed: 3" in Path("run/config.yaml").read_text()
+    header = load_adapter(Path("run/adapter.safetensors"))[1]
+    data = compose(header.config).nodes["data"].build()
+    assert (data.fold, data.seed) == (4, 3)
+    assert header.class_names == ("class_0", "class_1", "class_2")
+    assert header.preprocessing["statistics"] == "audioset"
 
 
 def test_recordings_with_several_labels_are_learned_and_predicted() -> None:

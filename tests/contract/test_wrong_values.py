@@ -27,7 +27,17 @@ DIFFUSION = ["backbone=stable_diffusion", "backbone.weights=random", "backbone.a
 VISION = ["method=bitfit", "head=linear", "data=patterns"]
 SWIN = '{"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]}'
 CONVNEXT = '{"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}'
+AUDIO = ["method=bitfit", "head=linear", "data=sounds"]
+RECORDINGS = ["backbone=ast", "backbone.weights=random", *AUDIO[:-1], "data.root=good"]
 NEEDS = {
+    "audio.ast": ["backbone.weights=random", *AUDIO],
+    "audio.sounds": ["backbone=ast", "backbone.weights=random", *AUDIO[:-1]],
+    "audio.conformer": ["backbone=ast", "backbone.weights=random", *AUDIO[1:]],
+    "audio.mixture_of_adapters": ["backbone=ast", "backbone.weights=random", *AUDIO[1:]],
+    **{
+        f"audio.{name}": RECORDINGS
+        for name in ("folder", "tagged", "esc50", "urbansound8k", "speech_commands", "fluent_speech_commands")
+    },
     "clip.open_clip": [*CLIP[1:], "task=contrastive"],
     "clip.contrastive": CLIP,
     "diffusion.autoencoder": [*AUTOENCODER[1:], "task=autoencoding"],
