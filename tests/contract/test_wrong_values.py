@@ -28,6 +28,7 @@ VISION = ["method=bitfit", "head=linear", "data=patterns"]
 SWIN = '{"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]}'
 CONVNEXT = '{"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}'
 AUDIO = ["method=bitfit", "head=linear", "data=sounds"]
+TRACKING = ["backbone=lorat", "backbone.weights=random", "method=bitfit", "head=tracking_mlp"]
 RECORDINGS = ["backbone=ast", "backbone.weights=random", *AUDIO[:-1], "data.root=good"]
 NEEDS = {
     "audio.ast": ["backbone.weights=random", *AUDIO],
@@ -37,6 +38,13 @@ NEEDS = {
     **{
         f"audio.{name}": RECORDINGS
         for name in ("folder", "tagged", "esc50", "urbansound8k", "speech_commands", "fluent_speech_commands")
+    },
+    "tracking.lorat": [*TRACKING[1:], "task=tracking", "data=moving_objects"],
+    "tracking.tracking": [*TRACKING, "data=moving_objects"],
+    "tracking.moving_objects": [*TRACKING, "task=tracking"],
+    **{
+        f"tracking.{name}": [*TRACKING, "task=tracking", "data.root=good"]
+        for name in ("folder", "got10k", "lasot", "otb", "trackingnet")
     },
     "clip.open_clip": [*CLIP[1:], "task=contrastive"],
     "clip.contrastive": CLIP,
