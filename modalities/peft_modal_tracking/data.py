@@ -190,10 +190,11 @@ class MovingObjects(TrackingData):
 
     Args:
         split: Which things and motions.
-        videos: For training.
+        videos: For training; the more there are, the less can be learnt by heart.
         val_videos: For validation.
         test_videos: For testing.
         frames: Of each video.
+        train_frames: Of each training video, evenly spread over as long a time.
         frame_size: Height and width in pixels.
         batch_size: Pairs per training batch.
         videos_at_once: Videos that evaluation follows side by side.
@@ -216,10 +217,11 @@ class MovingObjects(TrackingData):
         self,
         *,
         split: Literal["downstream", "pretrain"] = "downstream",
-        videos: PositiveInt = 64,
+        videos: PositiveInt = 384,
         val_videos: PositiveInt = 8,
         test_videos: PositiveInt = 32,
         frames: PositiveInt = 40,
+        train_frames: PositiveInt = 8,
         frame_size: tuple[PositiveInt, PositiveInt] = (96, 128),
         batch_size: PositiveInt = 16,
         videos_at_once: PositiveInt = 32,
@@ -246,6 +248,7 @@ class MovingObjects(TrackingData):
         self.split: Literal["downstream", "pretrain"] = split
         self.counts: dict[Part, int] = {"train": videos, "val": val_videos, "test": test_videos}
         self.frames = frames
+        self.train_frames = min(train_frames, frames)
         self.frame_size: Size = (frame_size[0], frame_size[1])
 
     @classmethod
@@ -258,15 +261,17 @@ class MovingObjects(TrackingData):
         """The videos of a split: from the cache if made before, or drawn."""
         seed = 0 if part == "test" else self.seed
         count = self.counts[part]
+        frames = self.train_frames if part == "train" else self.frames
+        every = self.frames // frames
 
         def make() -> dict[str, Tensor]:
             vocabulary = DOWNSTREAM if self.split == "downstream" else PRETRAIN
             generator = seeded("moving objects", self.split, part, seed)
-            return draw_videos(count, self.frames, self.frame_size, vocabulary, generator)
+            return draw_videos(count, frames, self.frame_size, vocabulary, generator, every=every)
 
         key = {
             "generator": GENERATOR_VERSION, "split": self.split, "part": part, "seed": seed, "count": count,
-            "frames": self.frames, "frame_size": self.frame_size,
+            "frames": frames, "every": every, "frame_size": self.frame_size,
         }  # fmt: skip
         made = cached_tensors("moving-objects", key, make)
         return [
