@@ -20,6 +20,11 @@ PLUGIN: Final = Plugin(
     },
     data={
         "folder": Entry("peft_modal_clip.folder:Folder", summary="Your own photos by class, with their names."),
+        "fewshot": Entry(
+            "peft_modal_clip.fewshot:FewShotSet",
+            summary="The eleven few-shot sets of CoOp, base to new, and four more tests of ImageNet.",
+            paper="Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022, arXiv:2109.01134",
+        ),
         "drawn_pairs": Entry("peft_modal_clip.data:DrawnPairs", summary="Generated pictures with captions."),
         "neon_signs": Entry(
             "peft_modal_clip.signs:NeonSigns", summary="Generated neon signs of 48 classes, a few of each to train on."

@@ -122,6 +122,9 @@ class Task(LightningModule):
         """Named losses reported on validation and test data; by default those that training minimises."""
         return self.losses(batch, output)
 
+    def suit(self, preprocessing: Mapping[str, Any]) -> None:
+        """Take what the task needs from what data, or a model's file, says of samples; by default nothing."""
+
     def before_fit(self, data: LightningDataModule) -> None:
         """Take from the training data, set up by now, what the losses need; by default nothing."""
 

@@ -11,7 +11,8 @@ from image_folders import write_images
 
 from peft_modal.__main__ import main
 from peft_modal.errors import DataError
-from peft_modal_clip.folder import Folder, read_names
+from peft_modal_clip.class_names import read_names
+from peft_modal_clip.folder import Folder
 
 CLASSES = ("n01 cat", "n02 dog", "n03 owl")
 
@@ -57,7 +58,7 @@ def test_names_that_do_not_fit_are_refused(root: Path, text: str, sentence: str)
     file = root.parent / "other.txt"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=sentence):
-        read_names(file, ("n01", "n02", "n03"))
+        Folder(root=root, names=file, resolution=32).find()
     with pytest.raises(DataError, match="cannot be read as text"):
         read_names(root.parent / "absent.txt", ())
 
