@@ -18,7 +18,6 @@ from peft_modal.data.epochs import Batch, BatchSource
 from peft_modal.data.folder import FolderIndex, Item, list_files
 from peft_modal.data.images import SUFFIXES, read_image
 from peft_modal.data.splits import PARTS, Part, ShuffledBatches, SplitData
-from peft_modal.errors import ConfigError
 from peft_modal.ranges import NonNegativeInt, PositiveInt, Share
 from peft_modal_vision.mixing import mixed
 from peft_modal_vision.transforms import (
@@ -50,9 +49,6 @@ class PictureData(SplitData):
         drop_last: Drop the last batch of an epoch where it has fewer pictures.
         seed: Of order and augmentation.
         num_workers: Processes that prepare batches.
-
-    Raises:
-        ConfigError: `crop_scale` is no range.
     """
 
     def __init__(
@@ -70,15 +66,12 @@ class PictureData(SplitData):
         num_workers: NonNegativeInt = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
-        least, largest = crop_scale
-        if not 0 < least <= largest:
-            raise ConfigError(f"data.crop_scale: expected a least and a largest share above 0, got {list(crop_scale)}")
         self.root = Path(root)
         self.resolution = resolution
         self.resize: Resize = resize
         self.normalize: Normalize = normalize
         self.kinds = tuple(augment)
-        self.view = TrainingView(resolution, resize, augment, (least, largest))
+        self.view = TrainingView(resolution, resize, augment, crop_scale)
         self.drop_last = drop_last
         self._index: FolderIndex | None = None
 

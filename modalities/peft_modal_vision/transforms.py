@@ -12,6 +12,8 @@ from torch import Generator, Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from peft_modal.errors import ConfigError
+
 Resize = Literal["square", "crop", "fit"]
 Augmentation = Literal["flip", "crop", "resized_crop", "colour", "erase", "mixup", "cutmix"]
 Normalize = Literal["half", "imagenet", "clip", "none"]
@@ -70,6 +72,9 @@ class TrainingView:
             0.4; `erase` fills a rectangle of a quarter of them with noise. `mixup` and `cutmix` concern batches; see
             `mixed`.
         crop_scale: Least and largest share of the area for `resized_crop`.
+
+    Raises:
+        ConfigError: `crop_scale` is no range.
     """
 
     def __init__(
@@ -79,6 +84,9 @@ class TrainingView:
         augment: Sequence[Augmentation],
         crop_scale: tuple[float, float] = CROP_SCALE,
     ) -> None:
+        least, largest = crop_scale
+        if not 0 < least <= largest <= 1:
+            raise ConfigError(f"data.crop_scale: expected two shares above 0 by their size, got {list(crop_scale)}")
         self.side = side
         self.resize: Resize = resize
         chosen: list[Any] = []
