@@ -56,6 +56,8 @@ class ClassNames(Classification):
         {"accuracy", "mean_class_accuracy", "accuracy_base", "accuracy_new", "harmonic_mean"}
     )
 
+    reads_class_names: ClassVar[bool] = True
+
     def __init__(
         self,
         backbone: Backbone,
@@ -88,8 +90,8 @@ class ClassNames(Classification):
 
     def suit(self, preprocessing: Mapping[str, Any]) -> None:
         """Put the names of the classes into the data's own prompt, unless another was asked for."""
-        if self.takes_templates:
-            self.templates = tuple(preprocessing.get("templates", _TEMPLATES))
+        if self.takes_templates and "templates" in preprocessing:
+            self.templates = tuple(preprocessing["templates"])
             self._texts = self._ids = None
 
     @classmethod

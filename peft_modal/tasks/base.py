@@ -65,6 +65,8 @@ class Task(LightningModule):
     """Figures that are fractions of 1, without their stage; shown in percent."""
     gives_logits: ClassVar[bool] = False
     """Whether a forward pass gives class logits (B, C, ...), which methods may compare as distributions."""
+    reads_class_names: ClassVar[bool] = False
+    """Whether classes are known by their names alone, so that others may be measured than were trained."""
     compared: ClassVar[tuple[str, ...]] = ()
     """Figures that a comparison shows beside the one of `selection`, by their whole names."""
     balanced: ClassVar[tuple[str, str] | None] = None
