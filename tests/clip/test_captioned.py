@@ -141,7 +141,9 @@ def test_recalls_are_those_of_the_networks_embeddings(root: Path, monkeypatch: p
     assert figures["test/image_to_text_r1"] == pytest.approx(
         sum(owners[t] == i for i, t in enumerate(nearest_text)) / 5
     )
-    assert figures["test/text_to_image_r1"] == pytest.approx(sum(i == o for i, o in zip(nearest_image, owners, strict=True)) / 7)
+    assert figures["test/text_to_image_r1"] == pytest.approx(
+        sum(image == owner for image, owner in zip(nearest_image, owners, strict=True)) / 7
+    )
 
 
 def test_a_damaged_picture_ends_the_run_with_its_name(
