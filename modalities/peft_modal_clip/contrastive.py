@@ -163,7 +163,7 @@ class Contrastive(Task):
 
 
 def _recall_section(num_images: int, num_texts: int, figures: Mapping[str, float]) -> Section:
-    rows = tuple(
+    rows: tuple[tuple[str | float, ...], ...] = tuple(
         (title, *(figures[f"{direction}_r{rank}"] for rank in RANKS))
         for direction, title in zip(DIRECTIONS, ("texts of a picture", "picture of a text"), strict=True)
     )

@@ -13,7 +13,7 @@ PLUGIN: Final = Plugin(
     backbones={
         "open_clip": Entry(
             "peft_modal_clip.backbone:OpenCLIPBackbone",
-            summary="Vision and text transformer of open_clip: the nano, or any ViT model by name, folder or hub id.",
+            summary="CLIP of open_clip: the nano, or any model with a ViT or ResNet by name, folder or hub id.",
             paper="Radford et al., CLIP, ICML 2021, arXiv:2103.00020",
             requires=("open_clip",),
         ),

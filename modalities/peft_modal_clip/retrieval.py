@@ -57,7 +57,7 @@ class RetrievalRecall(nn.Module):
         """Each of `FIGURES` in 0..1."""
         images, texts, owners = map(torch.cat, (self._images, self._texts, self._owners))
         pictures = torch.arange(len(images))
-        found = {}
+        found: dict[str, float] = {}
         for direction, (queries, labels, answers, answer_labels) in {
             "image_to_text": (images, pictures, texts, owners),
             "text_to_image": (texts, owners, images, pictures),
@@ -65,7 +65,7 @@ class RetrievalRecall(nn.Module):
             chances = torch.cat(
                 [
                     hit_chances(own @ answers.T, label[:, None] == answer_labels)
-                    for own, label in zip(queries.split(_CHUNK), labels.split(_CHUNK), strict=True)
+                    for own, label in zip(torch.split(queries, _CHUNK), torch.split(labels, _CHUNK), strict=True)
                 ]
             )
             found |= {
