@@ -53,6 +53,8 @@ class Model:
         task: Task = node.build(
             backbone=self.backbone, adapter=self.adapter, head=self.head, class_names=self.class_names
         )
+        if self.header is not None:
+            task.suit(self.header.preprocessing)
         return task
 
 

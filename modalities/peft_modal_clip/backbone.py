@@ -25,22 +25,24 @@ TINY: Final[dict[str, Any]] = {
 
 
 class OpenCLIPBackbone(Backbone):
-    """A vision and a text transformer that embed into one space (Radford et al., ICML 2021, arXiv:2103.00020).
+    """A vision tower and a text transformer that embed into one space (Radford et al., ICML 2021, arXiv:2103.00020).
+
+    The vision tower is a transformer or CLIP's ResNet.
 
     Sizes left at None are those of the model, of the weights, or else the nano's.
 
     Args:
         weights: `nano` (shipped), `random`, a folder with `open_clip_config.json`, `hf-hub:OWNER/NAME`, the path of a
             checkpoint, or with `model` a name of open_clip such as `laion2b_s34b_b79k`.
-        model: A model that open_clip knows, such as `ViT-B-32`.
-        frozen_mode: See `Backbone`; this network has neither BatchNorm nor drop-path.
+        model: A model that open_clip knows, such as `ViT-B-32` or `RN50`.
+        frozen_mode: See `Backbone`; it concerns a ResNet's BatchNorm alone.
         embed_dim: Width of the common space.
         image_size: Side of the pictures in pixels.
-        patch_size: Side of a patch in pixels.
-        vision_width: Width of the vision tower's tokens.
-        vision_layers: Its blocks.
-        vision_heads: Its attention heads per block.
-        vision_mlp_ratio: Hidden width of its MLPs over `vision_width`.
+        patch_size: Side of a patch in pixels; of a ResNet always 32.
+        vision_width: Width of the vision tower's tokens, or of a ResNet's stem.
+        vision_layers: Its blocks; of a ResNet those of each of its four stages.
+        vision_heads: Its attention heads per block; of a ResNet those of the attention that pools.
+        vision_mlp_ratio: Hidden width of its MLPs over `vision_width`; a ResNet has none.
         context_length: Tokens of a text.
         vocab_size: Rows of the table of token embeddings.
         text_width: Width of the text tower's tokens.
@@ -69,7 +71,7 @@ class OpenCLIPBackbone(Backbone):
         image_size: PositiveInt | None = None,
         patch_size: PositiveInt | None = None,
         vision_width: PositiveInt | None = None,
-        vision_layers: PositiveInt | None = None,
+        vision_layers: PositiveInt | list[PositiveInt] | None = None,
         vision_heads: PositiveInt | None = None,
         vision_mlp_ratio: PositiveFloat | None = None,
         context_length: PositiveInt | None = None,

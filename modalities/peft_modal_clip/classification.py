@@ -25,6 +25,7 @@ from peft_modal_clip.backbone import OpenCLIPBackbone
 
 _LOG = logging.getLogger(__name__)
 _HALVES = ("base", "new")
+_TEMPLATES = ("a photo of a {}.",)
 _SHOWN: Final = 60
 """Characters of a name that a sentence shows."""
 
@@ -41,7 +42,8 @@ class ClassNames(Classification):
         adapter: Supplied by the program.
         head: Supplied by the program: `identity`.
         class_names: Supplied by the program; `_` is read as a space.
-        templates: What the name of a class is put into, at `{}`.
+        templates: What the name of a class is put into, at `{}`; null takes the data's own (each set of `fewshot`
+            has one), or else "a photo of a {}.".
         base_to_new: Train on the first half of the classes (of an odd number one more) with their names alone, and
             measure each half with its own names: `accuracy_base`, `accuracy_new` and their harmonic mean.
         options: Arguments of `Classification`.
@@ -54,6 +56,8 @@ class ClassNames(Classification):
         {"accuracy", "mean_class_accuracy", "accuracy_base", "accuracy_new", "harmonic_mean"}
     )
 
+    reads_class_names: ClassVar[bool] = True
+
     def __init__(
         self,
         backbone: Backbone,
@@ -61,7 +65,7 @@ class ClassNames(Classification):
         head: nn.Module,
         class_names: tuple[str, ...],
         *,
-        templates: list[str] = ["a photo of a {}."],  # noqa: B006 — never changed
+        templates: list[str] | None = None,
         base_to_new: bool = False,
         **options: Any,  # noqa: ANN401 — typed by `Classification`
     ) -> None:
@@ -70,18 +74,25 @@ class ClassNames(Classification):
             raise ConfigError(
                 f"task 'classification' of CLIP needs a backbone of pictures and texts, got {type(backbone).__name__}"
             )
-        if not templates:
+        if templates is not None and not templates:
             raise ConfigError("task.templates: the list is empty; '{}' alone stands for the class's name")
-        for template in templates:
+        for template in templates or ():
             if template.count("{}") != 1:
                 raise ConfigError(f"task.templates: '{template}' has no {{}} for the name of the class, or several")
-        self.templates = tuple(templates)
+        self.takes_templates = templates is None
+        self.templates = _TEMPLATES if templates is None else tuple(templates)
         self.num_base = math.ceil(len(class_names) / 2) if base_to_new else len(class_names)
         self.halves = nn.ModuleDict(
             {f"{stage}_{half}": MeanMetric() for stage in ("val", "test") for half in _HALVES} if base_to_new else {}
         )
         self._texts: tuple[object, Tensor] | None = None
         self._ids: Tensor | None = None
+
+    def suit(self, preprocessing: Mapping[str, Any]) -> None:
+        """Put the names of the classes into the data's own prompt, unless another was asked for."""
+        if self.takes_templates and "templates" in preprocessing:
+            self.templates = tuple(preprocessing["templates"])
+            self._texts = self._ids = None
 
     @classmethod
     def check_request(cls, request: PredictRequest) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,13 @@ from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter
 from peft_modal.errors import ConfigError
 from peft_modal.ranges import PositiveFloat
+from peft_modal.report import Column, Section, Table
 from peft_modal.tasks.base import Stage, Task
 from peft_modal_clip.backbone import OpenCLIPBackbone
+from peft_modal_clip.retrieval import DIRECTIONS, FIGURES, RANKS, RetrievalRecall
 
+CAPTIONS: Final = "captions"
+"""Key of a batch for evaluation: all captions of each picture, B tuples of texts."""
 _GROUPS = {"accuracy": "accuracy", "seen": "accuracy_seen", "held_out": "accuracy_held_out"}
 
 
@@ -34,7 +38,8 @@ class Contrastive(Task):
 
     Pictures whose captions are the same are right answers for each other, which the paper leaves out: its batches have
     no two captions alike. Where evaluation data has labels, every picture is also classified by the names of the
-    classes (zero-shot); where it says which classes were `held_out`, the two kinds are counted apart.
+    classes (zero-shot); where it says which classes were `held_out`, the two kinds are counted apart. Where it has all
+    `captions` of each picture, recalls at 1, 5 and 10 say how well one is found by the other.
 
     Args:
         backbone: Supplied by the program.
@@ -50,7 +55,7 @@ class Contrastive(Task):
     """
 
     selection: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/loss", "min")
-    share_metrics: ClassVar[frozenset[str]] = frozenset(_GROUPS.values())
+    share_metrics: ClassVar[frozenset[str]] = frozenset({*_GROUPS.values(), *FIGURES})
 
     def __init__(
         self,
@@ -74,6 +79,8 @@ class Contrastive(Task):
         self.template = template
         self.max_scale = max_scale
         self._classes: Tensor | None = None
+        self.recall = RetrievalRecall()
+        self._recalled: tuple[int, int, dict[str, float]] | None = None
         count = max(2, len(class_names))
         self.metrics = nn.ModuleDict(
             {
@@ -97,7 +104,10 @@ class Contrastive(Task):
         return {"loss": (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2}
 
     def update_metrics(self, stage: Stage, batch: Mapping[str, Any], output: Embeddings) -> None:
-        """Accuracy of zero-shot classification, outside training."""
+        """Accuracy of zero-shot classification, and what recalls are computed from, outside training."""
+        if stage != "train" and CAPTIONS in batch:
+            texts = [text for captions in batch[CAPTIONS] for text in captions]
+            self.recall.update(output.image, self._embed(texts), [len(captions) for captions in batch[CAPTIONS]])
         if stage == "train" or "label" not in batch:
             return
         if self._classes is None:
@@ -116,15 +126,50 @@ class Contrastive(Task):
     def on_validation_epoch_start(self) -> None:
         """The towers may have changed: class embeddings are made anew."""
         self._classes = None
+        self.recall.reset()
 
     def on_test_epoch_start(self) -> None:
         """See `on_validation_epoch_start`."""
-        self._classes = None
+        self.on_validation_epoch_start()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log recalls."""
+        self._log_recalls("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log recalls."""
+        self._log_recalls("test")
+
+    def _log_recalls(self, stage: Stage) -> None:
+        self._recalled = None
+        if self.recall.num_images:
+            figures = self.recall.compute()
+            self._recalled = self.recall.num_images, self.recall.num_texts, figures
+            self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
+            self.recall.reset()
+
+    def report_sections(self) -> tuple[Section, ...]:
+        """See `Task`; and how well pictures and captions find each other."""
+        sections = super().report_sections()
+        return sections if self._recalled is None else (_recall_section(*self._recalled), *sections)
 
     def _embed_classes(self) -> Tensor:
-        texts = [self.template.replace("{}", name) for name in self.class_names]
+        return self._embed([self.template.replace("{}", name) for name in self.class_names])
+
+    def _embed(self, texts: list[str]) -> Tensor:
+        """Unit vectors of texts, without gradients."""
         with torch.no_grad():
             return functional.normalize(super().forward({"caption": texts})[:, 0].float(), dim=-1)
+
+
+def _recall_section(num_images: int, num_texts: int, figures: Mapping[str, float]) -> Section:
+    rows: tuple[tuple[str | float, ...], ...] = tuple(
+        (title, *(figures[f"{direction}_r{rank}"] for rank in RANKS))
+        for direction, title in zip(DIRECTIONS, ("texts of a picture", "picture of a text"), strict=True)
+    )
+    columns = (Column("Looked for"), *(Column(f"Among the first {rank}", "share") for rank in RANKS))
+    lead = f"{num_images:,} pictures and {num_texts:,} texts; a picture counts with the nearest of its own texts."
+    return Section("retrieval", "Retrieval", (Table(columns, rows, "Recall"),), lead)
 
 
 def same_texts(batch: Mapping[str, Any]) -> Tensor:

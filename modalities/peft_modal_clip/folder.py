@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from peft_modal.data.folder import FolderIndex
-from peft_modal.errors import DataError
-from peft_modal.ranges import NonNegativeInt, PositiveInt, Share
-from peft_modal_vision import data as pictures
-from peft_modal_vision.transforms import Augmentation, Normalize, Resize
+from peft_modal.data.folder import FolderIndex, Item, scan_folder
+from peft_modal.data.images import SUFFIXES
+from peft_modal.data.splits import Part
+from peft_modal.ranges import PositiveInt, Share
+from peft_modal_clip.class_names import label_order, names_in_csv, read_names, spoken
+from peft_modal_clip.few_pictures import FewPictures, Source
+from peft_modal_clip.splits import Entry, Split, checksum_of
 
 
-class Folder(pictures.Folder):
-    """Pictures in `DIR/{train,val,test}/<class>/...` or `DIR/<class>/...`, or those a CSV `path,label[,split]` names.
+class Folder(FewPictures):
+    """Pictures in `DIR/[train|val|test/]<class>/...`, or those that a CSV `path,label[,classname][,split]` names.
 
-    The name of a class is that of its folder, or its label in the CSV.
+    The name of a class is that of its folder (`_` is read as a space), or its `classname` in the CSV, or its label.
+    Labels that are all whole numbers are in the order of the numbers, everything else in that of the alphabet.
 
     Args:
         root: The folder or the CSV file.
-        shots: Training pictures per class, drawn by the seed; more of them include the fewer. None takes all.
-        classes: Which classes there is training and validation data of: `all`, or the first half (`base`; of an odd
-            number one more), for tests of what becomes of the other half. Shots are drawn before.
-        names: A text file with a line for each class, the folder's name, a space, and the name that is read, as in
-            ImageNet's `classnames.txt`.
-        resolution: Side in pixels of what the network sees.
-        resize: `fit` makes the shorter side that long and cuts the middle out, as CLIP does; `crop` makes it 256/224 of
-            that before; `square` ignores the ratio of a picture's sides.
-        augment: What changes training pictures at random; see `folder` of the vision modality.
-        normalize: Mean and deviation of the channels: CLIP's, 0.5 each (`half`, the nano's), ImageNet's,
-            or left in 0..1 (`none`).
-        batch_size: Pictures per training batch; evaluation takes twice as many.
+        shots: Training pictures per class, drawn by the seed, and as many to validate on, at most four; a class with
+            fewer gives all. null takes everything.
+        names: A text file with a line for each class, the folder's name (or the label), a space, and the name that is
+            read, as in ImageNet's `classnames.txt`.
         val_share: Share of each class held out for validation where there is no `val`.
         test_share: Share of each class held out for testing where there are no splits.
         seed: Of the held-out files, of `shots`, and of order and augmentation.
-        num_workers: Processes that prepare batches.
+        options: Arguments of `FewPictures`.
     """
 
     def __init__(
@@ -45,56 +38,46 @@ class Folder(pictures.Folder):
         *,
         root: str | Path,
         shots: PositiveInt | None = None,
-        classes: Literal["all", "base"] = "all",
         names: str | Path | None = None,
-        resolution: PositiveInt = 224,
-        resize: Resize = "fit",
-        augment: list[Augmentation] = ["resized_crop", "flip"],  # noqa: B006 — never changed
-        normalize: Normalize = "clip",
-        batch_size: PositiveInt = 32,
         val_share: Share = 0.1,
         test_share: Share = 0.2,
         seed: int = 0,
-        num_workers: NonNegativeInt = 0,
+        **options: Any,  # noqa: ANN401 — typed by `FewPictures`
     ) -> None:
-        super().__init__(
-            root=root, shots=shots, resolution=resolution, resize=resize, augment=augment, normalize=normalize,
-            batch_size=batch_size, val_share=val_share, test_share=test_share, seed=seed, num_workers=num_workers,
-        )  # fmt: skip
-        self.classes: Literal["all", "base"] = classes
+        super().__init__(root=root, shots=shots, seed=seed, **options)
         self.names = None if names is None else Path(names)
+        self.val_share = val_share
+        self.test_share = test_share
 
-    def find(self) -> FolderIndex:
-        """See `Folder` of the vision modality; with the names that are read, and of `base` without the new classes."""
-        index = super().find()
-        if self.names is not None:
-            index = replace(index, class_names=read_names(self.names, index.class_names))
-        if self.classes == "base":
-            count = math.ceil(len(index.class_names) / 2)
-            index = replace(
-                index,
-                train=tuple(item for item in index.train if item.label < count),
-                val=tuple(item for item in index.val if item.label < count),
-            )
-        return index
-
-
-def read_names(path: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
-    """The names that a file gives to folders, in the folders' order.
-
-    Raises:
-        DataError: The file is missing, lacks a folder, or names two alike.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"data.names: '{path}' cannot be read as text: {error}") from error
-    named = {folder: name.strip() for folder, _, name in (line.strip().partition(" ") for line in lines) if name}
-    if missing := [folder for folder in folders if folder not in named]:
-        raise DataError(
-            f"data.names: '{path}' has no line for '{missing[0]}'; each is the folder's name, a space, and the name"
+    def source(self) -> Source:
+        """The files of the folder or the CSV, held-out ones among them."""
+        index = scan_folder(
+            self.root, suffixes=SUFFIXES, val_share=self.val_share, test_share=self.test_share, seed=self.seed
         )
-    names = tuple(named[folder] for folder in folders)
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise DataError(f"data.names: '{path}' calls two folders '{twice[0]}'; classes are told apart by their names")
-    return names
+        is_folder = self.root.is_dir()
+        images = self.root if is_folder else self.root.parent
+        order = index.class_names if is_folder else label_order(index.class_names)
+        named = {} if is_folder else names_in_csv(self.root)
+        if self.names is not None:
+            named = read_names(self.names, index.class_names)
+        where = f"'{self.root}'" if self.names is None else f"data.names: '{self.names}'"
+        names = spoken({label: named.get(label, label) for label in order}, where)
+        split = _split_of(index, names, images)
+        facts = {"root": str(self.root), "split_sha256": checksum_of(split)}
+        return Source(split, tuple(names.values()), images, facts)
+
+    def no_samples(self, part: Part) -> str:
+        """Where files of a split come from."""
+        return f"'{self.root}' has no {part} files: add '{part}/<class>/', or set a {part}_share."
+
+
+def _split_of(index: FolderIndex, names: Mapping[str, str], images: Path) -> Split:
+    """The files of an index, labelled by the order of `names`."""
+    places = {label: place for place, label in enumerate(names)}
+
+    def entry(item: Item) -> Entry:
+        label = index.class_names[item.label]
+        path = item.path.relative_to(images) if item.path.is_relative_to(images) else item.path.absolute()
+        return Entry(path.as_posix(), places[label], names[label])
+
+    return Split(*(tuple(map(entry, part)) for part in (index.train, index.val, index.test)))

@@ -9,6 +9,7 @@ import torch
 from peft_modal.anatomy import Anatomy, AnatomyBuilder, Segment, TokenLayout
 from peft_modal.anatomy.sites import Access
 from peft_modal.extras import require
+from peft_modal_clip.resnet import resnet_sites
 from peft_modal_clip.sizes import ClipSizes
 
 if TYPE_CHECKING:
@@ -34,20 +35,10 @@ def build_clip(sizes: ClipSizes, *, init_seed: int) -> CLIP:
 def clip_anatomy(network: CLIP, sizes: ClipSizes) -> Anatomy:
     """Sites and ports of both towers, in order of execution."""
     b = AnatomyBuilder(network, stack="visual")
-    width = sizes.vision_width
-    b.raw("cls", "visual.class_embedding", owner="visual", called_owner=True, decay=False)
-    b.raw("pos", "visual.positional_embedding", owner="visual", called_owner=True)
-    b.op("embed", "visual.conv1")
-    b.op("norm", "visual.ln_pre")
-    b.port("embed.out", "visual.ln_pre", "out", width=width)
-    for i in range(sizes.vision_layers):
-        path = f"visual.transformer.resblocks.{i}"
-        _block(b, "visual", path, i, width=width, heads=sizes.vision_heads, allows=_TOKENS)
-    b.enter("visual")
-    b.port("final.norm.in", "visual.ln_post", "in", width=width, allows=_STREAM)
-    b.op("norm", "visual.ln_post")
-    b.port("final.norm.out", "visual.ln_post", "out", width=width, allows=_STREAM)
-    b.raw("proj", "visual.proj", owner="visual", called_owner=True)
+    if isinstance(sizes.vision_layers, int):
+        _transformer_tower(b, sizes, sizes.vision_layers)
+    else:
+        resnet_sites(b, network.visual)
     b.enter("text")
     b.op("embed", "token_embedding", name="text.token_embedding")
     b.raw("pos", "positional_embedding")
@@ -64,7 +55,24 @@ def clip_anatomy(network: CLIP, sizes: ClipSizes) -> Anatomy:
         prompt_index=None,
         reason="the causal mask has a fixed length",
     )
-    return b.build(layouts={"visual": visual, "text": text})
+    return b.build(layouts={"text": text} if sizes.is_resnet else {"visual": visual, "text": text})
+
+
+def _transformer_tower(b: AnatomyBuilder, sizes: ClipSizes, depth: int) -> None:
+    width = sizes.vision_width
+    b.raw("cls", "visual.class_embedding", owner="visual", called_owner=True, decay=False)
+    b.raw("pos", "visual.positional_embedding", owner="visual", called_owner=True)
+    b.op("embed", "visual.conv1")
+    b.op("norm", "visual.ln_pre")
+    b.port("embed.out", "visual.ln_pre", "out", width=width)
+    for i in range(depth):
+        path = f"visual.transformer.resblocks.{i}"
+        _block(b, "visual", path, i, width=width, heads=sizes.vision_heads, allows=_TOKENS)
+    b.enter("visual")
+    b.port("final.norm.in", "visual.ln_post", "in", width=width, allows=_STREAM)
+    b.op("norm", "visual.ln_post")
+    b.port("final.norm.out", "visual.ln_post", "out", width=width, allows=_STREAM)
+    b.raw("proj", "visual.proj", owner="visual", called_owner=True)
 
 
 def _block(

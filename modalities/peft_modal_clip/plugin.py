@@ -13,13 +13,22 @@ PLUGIN: Final = Plugin(
     backbones={
         "open_clip": Entry(
             "peft_modal_clip.backbone:OpenCLIPBackbone",
-            summary="Vision and text transformer of open_clip: the nano, or any ViT model by name, folder or hub id.",
+            summary="CLIP of open_clip: the nano, or any model with a ViT or ResNet by name, folder or hub id.",
             paper="Radford et al., CLIP, ICML 2021, arXiv:2103.00020",
             requires=("open_clip",),
         ),
     },
     data={
         "folder": Entry("peft_modal_clip.folder:Folder", summary="Your own photos by class, with their names."),
+        "fewshot": Entry(
+            "peft_modal_clip.fewshot:FewShotSet",
+            summary="The eleven few-shot sets of CoOp, base to new, and four more tests of ImageNet.",
+            paper="Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022, arXiv:2109.01134",
+        ),
+        "captions": Entry(
+            "peft_modal_clip.captioned:CaptionedPictures",
+            summary="Your own pictures with captions.",
+        ),
         "drawn_pairs": Entry("peft_modal_clip.data:DrawnPairs", summary="Generated pictures with captions."),
         "neon_signs": Entry(
             "peft_modal_clip.signs:NeonSigns", summary="Generated neon signs of 48 classes, a few of each to train on."
@@ -34,7 +43,7 @@ PLUGIN: Final = Plugin(
         ),
         "contrastive": Entry(
             "peft_modal_clip.contrastive:Contrastive",
-            summary="Match pictures and captions; measures zero-shot classification.",
+            summary="Match pictures and captions; measures retrieval and zero-shot classification.",
             paper="Radford et al., CLIP, ICML 2021, arXiv:2103.00020",
             requires=("open_clip",),
         ),

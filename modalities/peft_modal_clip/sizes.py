@@ -16,18 +16,24 @@ CONFIG_FILE: Final = "open_clip_config.json"
 _TOP = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text"}
 _VISION = {"layers", "width", "head_width", "patch_size", "image_size", "mlp_ratio"}
 _TEXT = {"context_length", "vocab_size", "width", "heads", "layers"}
+_STAGES = 4
+_STRIDE = 32
+"""Pixels to a side of what a ResNet's last stage gives."""
+_WIDENING = 32
+"""Width of that over the stem's."""
 _TOKENIZER = {"hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"}
 
 
 @dataclass(frozen=True)
 class ClipSizes:
-    """A vision transformer and a text transformer of open_clip; the defaults are the nano's."""
+    """A vision transformer or ResNet and a text transformer of open_clip; the defaults are the nano's."""
 
     embed_dim: int = 128
     image_size: int = 32
     patch_size: int = 8
     vision_width: int = 128
-    vision_layers: int = 3
+    vision_layers: int | tuple[int, ...] = 3
+    """Blocks of a transformer, or of the four stages of a ResNet."""
     vision_heads: int = 4
     vision_mlp_ratio: float = 4.0
     context_length: int = 20
@@ -37,22 +43,42 @@ class ClipSizes:
     text_heads: int = 4
     quick_gelu: bool = False
 
+    @property
+    def is_resnet(self) -> bool:
+        """Whether pictures are read by a ResNet; it halves their side five times, and pools with attention."""
+        return not isinstance(self.vision_layers, int)
+
     def with_given(self, given: Mapping[str, Any]) -> ClipSizes:
         """A copy in which what is given, and not None, replaces the rest.
 
         Raises:
-            ConfigError: A width cannot be divided among its heads, or the picture among its patches.
+            ConfigError: A width cannot be divided among its heads, or the picture among its patches; or the layers are
+                of no network.
         """
         sizes = replace(self, **{name: value for name, value in given.items() if value is not None})
+        if isinstance(sizes.vision_layers, list):
+            sizes = replace(sizes, vision_layers=tuple(sizes.vision_layers))
+        if sizes.is_resnet:
+            sizes = replace(sizes, patch_size=_STRIDE)
         parts = (("vision_width", "vision_heads"), ("text_width", "text_heads"), ("image_size", "patch_size"))
         problems = [
             f"backbone.{whole}: {getattr(sizes, whole)} is no multiple of {part} ({getattr(sizes, part)})."
             for whole, part in parts
-            if getattr(sizes, whole) % getattr(sizes, part)
+            if sizes.length_of(whole) % getattr(sizes, part)
         ]
+        if not isinstance(sizes.vision_layers, int) and len(sizes.vision_layers) != _STAGES:
+            problems.append(
+                f"backbone.vision_layers: {list(sizes.vision_layers)} has {len(sizes.vision_layers)} numbers, expected "
+                f"one for a transformer or {_STAGES} for the stages of a ResNet."
+            )
         if problems:
             raise ConfigError(*problems)
         return sizes
+
+    def length_of(self, name: str) -> int:
+        """A width as it is divided: a ResNet's attention reads 32 times the width of its stem."""
+        length: int = getattr(self, name)
+        return _WIDENING * length if name == "vision_width" and self.is_resnet else length
 
     def config(self) -> dict[str, Any]:
         """As open_clip's `model_cfg`."""
@@ -61,7 +87,8 @@ class ClipSizes:
             "quick_gelu": self.quick_gelu,
             "vision_cfg": {
                 "image_size": self.image_size, "patch_size": self.patch_size, "width": self.vision_width,
-                "layers": self.vision_layers, "head_width": self.vision_width // self.vision_heads,
+                "layers": self.vision_layers if isinstance(self.vision_layers, int) else list(self.vision_layers),
+                "head_width": self.length_of("vision_width") // self.vision_heads,
                 "mlp_ratio": self.vision_mlp_ratio,
             },
             "text_cfg": {
@@ -91,7 +118,7 @@ def model_of_config(config: Mapping[str, Any], source: str) -> ClipModel:
         source: Where it comes from, for error messages.
 
     Raises:
-        ConfigError: It is of a network with other parts than a plain vision and a plain text transformer.
+        ConfigError: It is of a network with other parts than a vision transformer or ResNet and a text transformer.
     """
     vision, text = dict(config.get("vision_cfg", {})), dict(config.get("text_cfg", {}))
     foreign = [name for name in config if name not in _TOP]
@@ -99,21 +126,21 @@ def model_of_config(config: Mapping[str, Any], source: str) -> ClipModel:
     foreign += [f"text_cfg.{name}" for name in text.keys() - _TEXT - _TOKENIZER]
     if config.get("custom_text"):
         foreign.append("custom_text")
-    if not isinstance(vision.get("layers", 12), int):
-        foreign.append("vision_cfg.layers of a ResNet")
     if foreign:
         raise ConfigError(
-            f"backbone: '{source}' is not built of a plain vision and a plain text transformer, it has "
-            f"{', '.join(sorted(foreign))}; choose a model such as ViT-B-32 or ViT-L-14."
+            f"backbone: '{source}' is not built of a plain vision tower and a plain text transformer, it has "
+            f"{', '.join(sorted(foreign))}; choose a model such as ViT-B-32, ViT-L-14 or RN50."
         )
+    layers = vision.get("layers", 12)
+    is_resnet = not isinstance(layers, int)
     width = vision.get("width", 768)
     sizes = ClipSizes(
         embed_dim=config["embed_dim"],
         image_size=vision.get("image_size", 224),
-        patch_size=vision.get("patch_size", 16),
+        patch_size=_STRIDE if is_resnet else vision.get("patch_size", 16),
         vision_width=width,
-        vision_layers=vision.get("layers", 12),
-        vision_heads=width // vision.get("head_width", 64),
+        vision_layers=tuple(layers) if is_resnet else layers,
+        vision_heads=(_WIDENING * width if is_resnet else width) // vision.get("head_width", 64),
         vision_mlp_ratio=vision.get("mlp_ratio", 4.0),
         context_length=text.get("context_length", 77),
         vocab_size=text.get("vocab_size", 49408),

@@ -15,13 +15,13 @@ from typing import Annotated
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from peft_modal.data.captions import Captioned, CaptionIndex, scan_captions
 from peft_modal.data.epochs import Batch
 from peft_modal.data.folder import files_below, list_files
 from peft_modal.data.images import SUFFIXES
 from peft_modal.data.splits import PARTS, Part, SplitData, require_positive
 from peft_modal.errors import ConfigError, DataError
 from peft_modal.ranges import NonNegativeInt, PositiveInt, Range, Share
-from peft_modal_diffusion.captions import Captioned, CaptionIndex, scan_captions
 from peft_modal_diffusion.latents import Encode, cache_latents
 from peft_modal_diffusion.probes import Probe
 from peft_modal_diffusion.samples import Choice, Crop, Framing, ImageSet, SubjectBatches, TrainBatches, look_at

@@ -13,12 +13,12 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset, default_collate
 
+from peft_modal.data.captions import Captioned
 from peft_modal.data.epochs import Batch
 from peft_modal.data.images import MAX_MEGAPIXELS, image_size, read_image
 from peft_modal.data.sample_cache import SampleCache
 from peft_modal.data.splits import ShuffledBatches
 from peft_modal.errors import DataError
-from peft_modal_diffusion.captions import Captioned
 from peft_modal_diffusion.transforms import Placement, Size, cut, nearest_bucket, place
 
 _LOG = logging.getLogger(__name__)

@@ -72,18 +72,27 @@ def read_class_ids(table: Path) -> dict[str, int | str]:
     Raises:
         DataError: The file is missing or not such an object.
     """
-    try:
-        found: Any = json.loads(_text(table))
-    except json.JSONDecodeError as error:
-        raise DataError(f"'{table}', line {error.lineno}: this is no JSON, {error.msg}.") from error
-    except RecursionError as error:
-        raise DataError(f"'{table}' is nested too deeply; expected an object from paths to class ids.") from error
+    found = read_json(table)
     if not isinstance(found, dict) or not found:
         raise DataError(f"'{table}' must hold an object from paths to class ids.")
     for name, class_id in found.items():
         if isinstance(class_id, bool) or not isinstance(class_id, int | str):
             raise DataError(f"'{table}': the class id of '{name}' is {class_id!r}, expected a number or a text.")
     return found
+
+
+def read_json(table: Path) -> Any:  # noqa: ANN401 — whatever lies in the file
+    """The content of a JSON file.
+
+    Raises:
+        DataError: The file is missing or no JSON.
+    """
+    try:
+        return json.loads(_text(table))
+    except json.JSONDecodeError as error:
+        raise DataError(f"'{table}', line {error.lineno}: this is no JSON, {error.msg}.") from error
+    except RecursionError as error:
+        raise DataError(f"'{table}' is nested too deeply.") from error
 
 
 def picture_at(path: Path, where: str) -> Path:

@@ -18,9 +18,17 @@ from peft_modal.data.epochs import Batch, BatchSource
 from peft_modal.data.folder import FolderIndex, Item, list_files
 from peft_modal.data.images import SUFFIXES, read_image
 from peft_modal.data.splits import PARTS, Part, ShuffledBatches, SplitData
-from peft_modal.ranges import NonNegativeInt, PositiveInt
+from peft_modal.ranges import NonNegativeInt, PositiveInt, Share
 from peft_modal_vision.mixing import mixed
-from peft_modal_vision.transforms import Augmentation, Normalize, Resize, TrainingView, evaluation_view, normalized
+from peft_modal_vision.transforms import (
+    CROP_SCALE,
+    Augmentation,
+    Normalize,
+    Resize,
+    TrainingView,
+    evaluation_view,
+    normalized,
+)
 
 
 class PictureData(SplitData):
@@ -33,6 +41,7 @@ class PictureData(SplitData):
         resize: `square` ignores the ratio of a picture's sides (VTAB-1k); `crop` cuts the middle out (FGVC).
         augment: What changes training pictures at random: `flip`, `crop`, `resized_crop`, `colour`, `erase`; `mixup`
             and `cutmix` mix them in pairs, labels included.
+        crop_scale: Least and largest share of a picture's area for `resized_crop`.
         resolution: Side in pixels of what the network sees.
         normalize: Mean and deviation of the channels: 0.5 each (`half`), ImageNet's, CLIP's, or left in 0..1
             (`none`). It has to be what the weights were trained with.
@@ -48,6 +57,7 @@ class PictureData(SplitData):
         root: str | Path,
         resize: Resize,
         augment: Sequence[Augmentation],
+        crop_scale: tuple[Share, Share] = CROP_SCALE,
         resolution: PositiveInt = 224,
         normalize: Normalize = "imagenet",
         batch_size: PositiveInt = 64,
@@ -61,7 +71,7 @@ class PictureData(SplitData):
         self.resize: Resize = resize
         self.normalize: Normalize = normalize
         self.kinds = tuple(augment)
-        self.view = TrainingView(resolution, resize, augment)
+        self.view = TrainingView(resolution, resize, augment, crop_scale)
         self.drop_last = drop_last
         self._index: FolderIndex | None = None
 

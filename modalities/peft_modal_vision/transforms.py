@@ -12,6 +12,8 @@ from torch import Generator, Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from peft_modal.errors import ConfigError
+
 Resize = Literal["square", "crop", "fit"]
 Augmentation = Literal["flip", "crop", "resized_crop", "colour", "erase", "mixup", "cutmix"]
 Normalize = Literal["half", "imagenet", "clip", "none"]
@@ -27,6 +29,8 @@ NORMS: Final[Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]] = Mappin
 CROP_RATIO: Final = 256 / 224
 _RATIOS: Final[Mapping[str, float]] = MappingProxyType({"crop": CROP_RATIO, "fit": 1.0})
 """The shorter side before a crop over the crop's side."""
+CROP_SCALE: Final = (0.08, 1.0)
+"""Shares of the area that `resized_crop` takes."""
 _BICUBIC: Final = InterpolationMode.BICUBIC
 
 
@@ -64,17 +68,30 @@ class TrainingView:
         side: S.
         resize: See `evaluation_view`.
         augment: `flip` mirrors half of them; `crop` cuts S anywhere out of what `crop` resizes to; `resized_crop` takes
-            8 to 100 % of the area at a ratio of 3/4 to 4/3; `colour` jitters brightness, contrast and saturation by
+            a share of the area at a ratio of 3/4 to 4/3; `colour` jitters brightness, contrast and saturation by
             0.4; `erase` fills a rectangle of a quarter of them with noise. `mixup` and `cutmix` concern batches; see
             `mixed`.
+        crop_scale: Least and largest share of the area for `resized_crop`.
+
+    Raises:
+        ConfigError: `crop_scale` is no range.
     """
 
-    def __init__(self, side: int, resize: Resize, augment: Sequence[Augmentation]) -> None:
+    def __init__(
+        self,
+        side: int,
+        resize: Resize,
+        augment: Sequence[Augmentation],
+        crop_scale: tuple[float, float] = CROP_SCALE,
+    ) -> None:
+        least, largest = crop_scale
+        if not 0 < least <= largest <= 1:
+            raise ConfigError(f"data.crop_scale: expected two shares above 0 by their size, got {list(crop_scale)}")
         self.side = side
         self.resize: Resize = resize
         chosen: list[Any] = []
         if "resized_crop" in augment:
-            chosen.append(v2.RandomResizedCrop([side, side], interpolation=_BICUBIC))
+            chosen.append(v2.RandomResizedCrop([side, side], scale=crop_scale, interpolation=_BICUBIC))
         elif "crop" in augment:
             chosen += [
                 v2.Resize([round(side * CROP_RATIO)], interpolation=_BICUBIC),

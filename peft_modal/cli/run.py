@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from peft_modal.api import Model, load, load_stack
 from peft_modal.cli.options import Options
@@ -23,6 +23,9 @@ from peft_modal.running.fit import fit as run_fit
 from peft_modal.running.folder import open_folder, open_measure_folder
 from peft_modal.running.measure import STAGES, Verb, measure
 from peft_modal.tasks.predicting import PredictRequest
+
+_LISTED: Final = 8
+"""Names of classes that a sentence lists."""
 
 
 def fit(options: Options) -> int:
@@ -136,9 +139,7 @@ def _measure(options: Options, verb: Verb) -> int:
         data.prepare_data()
         data.setup(verb)
     if tuple(data.class_names) != model.class_names:
-        raise DataError(
-            f"the adapter knows the classes {', '.join(model.class_names)}; the data has {', '.join(data.class_names)}"
-        )
+        _take_classes(model, tuple(data.class_names))
     command = [verb, "--adapter", str(options.adapter), *(f"--{override}" for override in options.overrides)]
     figures = measure(verb, model, adapter=options.adapter, data=data, folder=folder, command=command)
     shown = {name: value for name, value in figures.items() if name.startswith(f"{STAGES[verb]}/")}
@@ -151,6 +152,25 @@ def _measure(options: Options, verb: Verb) -> int:
             if path.is_file():
                 write(f"{name:26} {path}")
     return 0
+
+
+def _take_classes(model: Model, class_names: tuple[str, ...]) -> None:
+    """Measure on other classes than were trained, where the task reads their names and the method has none of its own.
+
+    Raises:
+        DataError: It cannot be.
+    """
+    task, method = model.composed.nodes["task"].cls, model.composed.nodes["method"].cls
+    if not task.reads_class_names or method.is_bound_to_classes:  # type: ignore[attr-defined]
+        raise DataError(
+            f"the adapter knows the classes {_listed(model.class_names)}; the data has {_listed(class_names)}"
+        )
+    model.class_names = class_names
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names, of many the first."""
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 def _overridden(model: Model, options: Options) -> Model:

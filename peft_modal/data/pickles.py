@@ -1,7 +1,8 @@
 """Pickles that data sets are published as, opened without letting them do anything.
 
 A pickle is a program. This reader runs the few instructions that rebuild NumPy arrays, numbers, text, lists, tuples and
-dictionaries, on stand-ins of its own: no name in the file is imported, and no NumPy code sees a state from the file.
+dictionaries, on stand-ins of its own: no name in the file is imported, and no NumPy code sees a state from the file. Of
+objects of classes that a caller names, attributes are taken and no code is run.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import pickle  # noqa: TID251 — the machine that reads instructions; every name they look up is answered here
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, Final, NoReturn
@@ -23,12 +24,14 @@ _DTYPE: Final = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 _DEEPEST: Final = 32
 
 
-def read_pickle(path: Path, *, allowed: bool) -> Any:  # noqa: ANN401 — whatever lies in the file
+def read_pickle(path: Path, *, allowed: bool, records: Collection[str] = ()) -> Any:  # noqa: ANN401 — whatever lies in it
     """What a pickle holds: NumPy arrays of numbers, numbers, text, and lists, tuples and dictionaries of these.
 
     Args:
         path: The file.
         allowed: The user's `data.allow_pickle`.
+        records: Full names of classes whose objects become dictionaries of their attributes; the classes themselves
+            are neither imported nor needed.
 
     Raises:
         ConfigError: The user has not allowed it.
@@ -43,7 +46,7 @@ def read_pickle(path: Path, *, allowed: bool) -> Any:  # noqa: ANN401 — whatev
         )
     try:
         with path.open("rb") as stream:
-            return _plain(_Reader(_Bounded(stream, path.stat().st_size)).load(), {}, 0)
+            return _plain(_Reader(_Bounded(stream, path.stat().st_size), records).load(), {}, 0)
     except _RefusedError as refused:
         raise DataError(
             f"'{path}' holds {refused}, which is not opened; expected arrays, numbers, text, and lists, tuples and "
@@ -131,6 +134,21 @@ class _Scalar:
         self.value: int | float | bool = _array(content, dtype, (), "C").item()
 
 
+class _Record:
+    """An object of which the attributes are wanted, whatever its class."""
+
+    __slots__ = ("attributes",)
+    attributes: object
+
+    def __new__(cls) -> _Record:
+        made = super().__new__(cls)
+        made.attributes = {}
+        return made
+
+    def __setstate__(self, state: object) -> None:
+        self.attributes = state
+
+
 def _array(content: object, dtype: object, shape: object, order: str) -> NDArray[Any]:
     if not isinstance(dtype, _Dtype):
         raise _RefusedError("an array of no known type")
@@ -196,11 +214,14 @@ _NAMES: Final[Mapping[str, Callable[..., object]]] = MappingProxyType(
 class _Reader(pickle._Unpickler):  # noqa: SLF001 — see below
     """Reads instructions in Python: the reader in C takes gigabytes for a number in the file."""
 
-    def __init__(self, file: _Bounded) -> None:
+    def __init__(self, file: _Bounded, records: Collection[str]) -> None:
         super().__init__(file, encoding="latin-1")
+        self.records = frozenset(records)
 
-    def find_class(self, module: str, name: str) -> _Standin:
+    def find_class(self, module: str, name: str) -> _Standin | type[_Record]:
         full = f"{module}.{name}"
+        if full in self.records:
+            return _Record
         if full not in _NAMES:
             raise _RefusedError(f"an object of {full}")
         return _Standin(_NAMES[full])
@@ -225,6 +246,8 @@ def _plain(value: object, known: dict[int, object], depth: int) -> object:
         if value.value is None:
             raise ValueError("an array has no content")
         return value.value
+    if isinstance(value, _Record):
+        value = value.attributes
     if type(value) not in {list, tuple, dict}:
         raise _RefusedError(f"a value of type {type(value).__name__.lstrip('_').lower()}")
     if depth > _DEEPEST:

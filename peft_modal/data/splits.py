@@ -131,6 +131,11 @@ class SplitData(LightningDataModule):
         """Validation or test samples as they are read."""
         return samples
 
+    def collate(self, samples: list[Any]) -> Batch:
+        """A batch of evaluation samples; by default each key stacked."""
+        batch: Batch = default_collate(samples)
+        return batch
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the trainer's current epoch."""
         source = self.train_source(self._sets["train"])
@@ -161,9 +166,11 @@ class SplitData(LightningDataModule):
 
     def _fixed_loader(self, dataset: Dataset[Batch], groups: Sequence[Hashable] | None) -> DataLoader[Batch]:
         if groups is None:
-            return DataLoader(dataset, batch_size=2 * self.batch_size, num_workers=self.num_workers)
+            return DataLoader(
+                dataset, batch_size=2 * self.batch_size, num_workers=self.num_workers, collate_fn=self.collate
+            )
         batches = batches_within(groups, range(len(groups)), 2 * self.batch_size)
-        return DataLoader(dataset, batch_sampler=batches, num_workers=self.num_workers)
+        return DataLoader(dataset, batch_sampler=batches, num_workers=self.num_workers, collate_fn=self.collate)
 
 
 class ShuffledBatches:

@@ -27,6 +27,8 @@ class Method(ABC):
     """Whether a freshly attached adapter leaves every output of the backbone as it was."""
     needs_backward_through_backbone: ClassVar[bool] = True
     """False for side networks on taps: tapped tensors are cut, and branches, prompts and leaves are refused."""
+    is_bound_to_classes: ClassVar[bool] = False
+    """True where what is trained belongs to the classes trained on, so that no others can be measured."""
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)

@@ -14,6 +14,7 @@ from peft_modal.api import build
 from peft_modal.compose import Composed
 from peft_modal.counting import count_parameters
 from peft_modal.data.epochs import Batch
+from peft_modal.data.record import KeepsRecord
 from peft_modal.data.splits import SplitData
 from peft_modal.errors import ConfigError, FileFormatError
 from peft_modal.files import Header, fingerprint, load_adapter, save_adapter, versions, write_text
@@ -59,6 +60,7 @@ def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     mark = fingerprint(model.backbone.network.state_dict())
     task = model.task()
     task.before_fit(data)
+    task.suit(data.preprocessing)
     table = Table(folder.root / "metrics.csv")
     cost, history, selection = Cost(), History(table), Selection(task, folder.best_checkpoint)
     trainer = make_trainer(composed, folder, callbacks=(cost, history, selection), table=table)
@@ -66,6 +68,8 @@ def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     # Only now: what an older run left is worth more than a configuration that cannot start.
     folder.make_room()
     write_text(folder.config, composed.to_yaml())
+    if isinstance(data, KeepsRecord):
+        write_text(folder.data, json.dumps(data.record(), indent=1, ensure_ascii=False) + "\n")
     prepare(task, data)
     trained = trained_places(task.adapter, task.head)
     _train(trainer, task, data, folder)

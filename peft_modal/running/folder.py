@@ -46,6 +46,11 @@ class RunFolder:
         return self.root / "report.html", self.root / "report.json"
 
     @property
+    def data(self) -> Path:
+        """Which files the data chose, where it chooses."""
+        return self.root / "data.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Where the trainer's state lies."""
         return self.root / "checkpoints"
@@ -84,7 +89,9 @@ class RunFolder:
         if self.overwrite and self.config.is_file():
             for folder in (self.checkpoints, self.samples):
                 shutil.rmtree(folder, ignore_errors=True)
-            for path in (self.metrics, self.adapter, self.config, self.root / "metrics.csv", *self.reports):
+            for path in (
+                self.metrics, self.adapter, self.config, self.data, self.root / "metrics.csv", *self.reports
+            ):  # fmt: skip
                 path.unlink(missing_ok=True)
         for folder in (self.root, self.checkpoints):
             remove_leftovers(folder)

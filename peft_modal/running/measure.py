@@ -58,6 +58,7 @@ def _measure(
     started = time.perf_counter()
     task = model.task()
     task.before_test(data)
+    task.suit(data.preprocessing)  # type: ignore[attr-defined]  # every data module has it
     if not (data.val_dataloader() if verb == "validate" else data.test_dataloader()):
         part = STAGES[verb]
         raise DataError(

@@ -65,6 +65,8 @@ class Task(LightningModule):
     """Figures that are fractions of 1, without their stage; shown in percent."""
     gives_logits: ClassVar[bool] = False
     """Whether a forward pass gives class logits (B, C, ...), which methods may compare as distributions."""
+    reads_class_names: ClassVar[bool] = False
+    """Whether classes are known by their names alone, so that others may be measured than were trained."""
     compared: ClassVar[tuple[str, ...]] = ()
     """Figures that a comparison shows beside the one of `selection`, by their whole names."""
     balanced: ClassVar[tuple[str, str] | None] = None
@@ -121,6 +123,9 @@ class Task(LightningModule):
     def evaluation_losses(self, batch: Mapping[str, Any], output: Output) -> dict[str, Tensor]:
         """Named losses reported on validation and test data; by default those that training minimises."""
         return self.losses(batch, output)
+
+    def suit(self, preprocessing: Mapping[str, Any]) -> None:
+        """Take what the task needs from what data, or a model's file, says of samples; by default nothing."""
 
     def before_fit(self, data: LightningDataModule) -> None:
         """Take from the training data, set up by now, what the losses need; by default nothing."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from peft_modal_clip.backbone import TINY, OpenCLIPBackbone
@@ -49,6 +50,21 @@ class TinyCLIP(OpenCLIPBackbone):
 
     def __init__(self, *, frozen_mode: Any = "eval") -> None:
         super().__init__(**TINY, frozen_mode=frozen_mode)
+
+
+class TinyResNetCLIP(OpenCLIPBackbone):
+    """The same with CLIP's ResNet of four stages, one of them with two blocks; no branch of it is zero."""
+
+    def __init__(self, *, frozen_mode: Any = "eval") -> None:
+        sizes = {key: value for key, value in TINY.items() if key != "patch_size"}
+        super().__init__(
+            **{**sizes, "image_size": 64, "vision_width": 8, "vision_layers": [1, 2, 1, 1], "vision_heads": 4},
+            frozen_mode=frozen_mode,
+        )
+        generator = torch.Generator().manual_seed(3)
+        for name, parameter in self.network.named_parameters():
+            if name.endswith("bn3.weight"):
+                parameter.data.uniform_(0.5, 1.5, generator=generator)
 
 
 class TinyUNet(StableDiffusion):

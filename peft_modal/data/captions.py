@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import math
@@ -49,6 +50,7 @@ def scan_captions(
     caption: str | None = None,
     column: str = "text",
     allow_empty: bool = False,
+    one_per_line: bool = False,
     val_share: float = 0.05,
     seed: int = 0,
 ) -> CaptionIndex:
@@ -64,6 +66,7 @@ def scan_captions(
         caption: The caption of all images, whatever stands beside them.
         column: Key of the captions in `metadata.jsonl`.
         allow_empty: Take empty captions from files as they are.
+        one_per_line: Take each line of a file beside an image that holds anything for a caption of its own.
         val_share: Share of the training images held out for validation where there is no `val`, rounded down: with
             5 %, none of 19 images and one of 20.
         seed: Of the images held out.
@@ -83,15 +86,88 @@ def scan_captions(
     found = (
         dict.fromkeys(images, (_text(caption, "data.caption", allow_empty=True),))
         if caption is not None
-        else _captions(root, images, column, allow_empty=allow_empty)
+        else _captions(root, images, column, allow_empty=allow_empty, one_per_line=one_per_line)
     )
     splits = {name: [Captioned(path, found[path]) for path in images if parts[path] == name] for name in SPLITS}
-    if not splits["val"]:
-        order = torch.randperm(len(splits["train"]), generator=seeded("split", seed)).tolist()
+    return _with_validation(splits, val_share, seed)
+
+
+def read_caption_csv(
+    table: str | Path, *, column: str = "caption", val_share: float = 0.05, seed: int = 0
+) -> CaptionIndex:
+    """Index the images that a CSV `path,caption[,split]` names; an image may have a line for each of its captions.
+
+    Args:
+        table: The file; its paths are relative to it.
+        column: That of the captions.
+        val_share: See `scan_captions`.
+        seed: See `scan_captions`.
+
+    Raises:
+        ConfigError: The share is outside of 0..1.
+        DataError: The file is missing, no CSV, or a line of it cannot serve; the message says which.
+    """
+    if not 0 <= val_share < 1:
+        raise ConfigError(f"data: val_share is {val_share}, expected 0 or more and less than 1.")
+    table = Path(table)
+    if not table.is_file():
+        raise DataError(f"'{table}' does not exist.")
+    captions: dict[Path, tuple[str, ...]] = {}
+    parts: dict[Path, str] = {}
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            columns = reader.fieldnames or []
+            if "path" not in columns or column not in columns:
+                raise DataError(
+                    f"'{table}' needs the columns path,{column}[,split] in its first line, found: {', '.join(columns)}."
+                )
+            for row in reader:
+                where = f"'{table}', line {reader.line_num}"
+                path, part = _place(row, table.parent, where, has_splits="split" in columns)
+                if parts.setdefault(path, part) != part:
+                    raise DataError(f"{where}: '{row['path']}' is in '{parts[path]}' already, and here in '{part}'.")
+                text = _text(row.get(column) or "", where, allow_empty=False)
+                captions[path] = (*captions.get(path, ()), text)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"'{table}' cannot be read as CSV: {error}") from error
+    if not captions:
+        raise DataError(f"'{table}' names no images.")
+    splits = {
+        name: [Captioned(path, captions[path]) for path in sorted(captions) if parts[path] == name] for name in SPLITS
+    }
+    return _with_validation(splits, val_share, seed)
+
+
+def _place(
+    row: Mapping[str, str | None], folder: Path, where: str, *, has_splits: bool
+) -> tuple[Path, str]:  # fmt: skip
+    """The image of a line and its split.
+
+    Raises:
+        DataError: There is no such image or no such split.
+    """
+    name = (row.get("path") or "").strip()
+    path = folder / name
+    if not name or not path.is_file():
+        raise DataError(f"{where}: the image '{path}' does not exist.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{where}: '{name}' is no image by its ending.")
+    part = (row.get("split") or "").strip() if has_splits else "train"
+    if part not in SPLITS:
+        raise DataError(f"{where}: split is '{part}', expected train, val or test.")
+    return path, part
+
+
+def _with_validation(splits: Mapping[str, Sequence[Captioned]], val_share: float, seed: int) -> CaptionIndex:
+    """The splits, with a share of the training images held out where there is nothing to validate on."""
+    train, val = splits["train"], splits["val"]
+    if not val:
+        order = torch.randperm(len(train), generator=seeded("split", seed)).tolist()
         held_out = set(order[: math.floor(val_share * len(order) + 1e-9)])  # 0.29 * 100 is a little below 29
-        splits["val"] = [image for i, image in enumerate(splits["train"]) if i in held_out]
-        splits["train"] = [image for i, image in enumerate(splits["train"]) if i not in held_out]
-    return CaptionIndex(**{name: tuple(images) for name, images in splits.items()})
+        val = [image for i, image in enumerate(train) if i in held_out]
+        train = [image for i, image in enumerate(train) if i not in held_out]
+    return CaptionIndex(tuple(train), tuple(val), tuple(splits["test"]))
 
 
 def _tell_passed_over(root: Path) -> None:
@@ -121,7 +197,9 @@ def _parts(root: Path, images: Sequence[Path]) -> dict[Path, str]:
     return folders
 
 
-def _captions(root: Path, images: Sequence[Path], column: str, *, allow_empty: bool) -> dict[Path, tuple[str, ...]]:
+def _captions(
+    root: Path, images: Sequence[Path], column: str, *, allow_empty: bool, one_per_line: bool
+) -> dict[Path, tuple[str, ...]]:  # fmt: skip
     """The captions of every image.
 
     Raises:
@@ -134,7 +212,7 @@ def _captions(root: Path, images: Sequence[Path], column: str, *, allow_empty: b
         sources = {listed[path][0]: listed[path][1]} if path in listed else {}
         for text in (path.with_suffix(suffix) for suffix in BESIDE):
             if text.is_file():
-                sources[f"'{text}'"] = (_text(_content(text), f"'{text}'", allow_empty=allow_empty),)
+                sources[f"'{text}'"] = _beside(text, allow_empty=allow_empty, one_per_line=one_per_line)
         if len(set(sources.values())) > 1:
             raise DataError(f"'{path}' has different captions in {' and '.join(sources)}: remove one of them.")
         if sources:
@@ -149,6 +227,13 @@ def _captions(root: Path, images: Sequence[Path], column: str, *, allow_empty: b
             f"'{first.with_suffix('.txt').name}' beside it, or give one for all as data.caption."
         )
     return found
+
+
+def _beside(file: Path, *, allow_empty: bool, one_per_line: bool) -> tuple[str, ...]:
+    """The captions in a file beside an image."""
+    content = _content(file)
+    lines = [line for line in content.split("\n") if line.strip()] if one_per_line else []
+    return tuple(_text(text, f"'{file}'", allow_empty=allow_empty) for text in lines or [content])
 
 
 def _read_tables(

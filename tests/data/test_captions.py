@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from peft_modal.data.captions import CaptionIndex, scan_captions
 from peft_modal.errors import ConfigError, DataError
-from peft_modal_diffusion.captions import CaptionIndex, scan_captions
 
 quick = settings(
     deadline=None, derandomize=True, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
