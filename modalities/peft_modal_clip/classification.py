@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassF1Score
 
 from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter
@@ -53,7 +54,7 @@ class ClassNames(Classification):
     """
 
     share_metrics: ClassVar[frozenset[str]] = frozenset(
-        {"accuracy", "mean_class_accuracy", "accuracy_base", "accuracy_new", "harmonic_mean"}
+        {"accuracy", "mean_class_accuracy", "macro_f1", "accuracy_base", "accuracy_new", "harmonic_mean"}
     )
 
     reads_class_names: ClassVar[bool] = True
@@ -70,6 +71,8 @@ class ClassNames(Classification):
         **options: Any,  # noqa: ANN401 — typed by `Classification`
     ) -> None:
         super().__init__(backbone, adapter, head, class_names, **options)
+        for metrics in self.metrics.values():
+            metrics.add_metrics({"macro_f1": MulticlassF1Score(len(class_names), average="macro")})  # type: ignore[operator]
         if not isinstance(backbone, OpenCLIPBackbone):
             raise ConfigError(
                 f"task 'classification' of CLIP needs a backbone of pictures and texts, got {type(backbone).__name__}"

@@ -69,7 +69,18 @@ class Split:
         return Split(*(tuple(replace(e, name=names.get(e.name, e.name)) for e in part) for part in self))
 
 
-def read_split(path: Path) -> Split:
+@dataclass(frozen=True)
+class SplitFile:
+    """What a split file says."""
+
+    split: Split
+    is_published: bool
+    """False where `write_split` wrote it."""
+    sha256: str
+    """Of the file."""
+
+
+def read_split(path: Path) -> SplitFile:
     """A file `split_zhou_<Name>.json`: {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
 
     Raises:
@@ -78,7 +89,8 @@ def read_split(path: Path) -> Split:
     found = read_json(path)
     if not isinstance(found, Mapping) or not all(isinstance(found.get(part), list) for part in PARTS):
         raise DataError(f"'{path}' must hold the lists 'train', 'val' and 'test'.")
-    return Split(*(entries_of(found[part], f"'{path}', {part}") for part in PARTS))
+    split = Split(*(entries_of(found[part], f"'{path}', {part}") for part in PARTS))
+    return SplitFile(split, MADE_BY not in found, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def entries_of(rows: Sequence[Any], where: str) -> tuple[Entry, ...]:
@@ -113,17 +125,6 @@ def write_split(path: Path, split: Split) -> None:
         **{name: rows_of(part) for name, part in zip(PARTS, split, strict=True)},
     }
     write_text(path, json.dumps(document, ensure_ascii=False) + "\n")
-
-
-def is_made_here(path: Path) -> bool:
-    """Whether a split file is one that `write_split` wrote."""
-    found = read_json(path)
-    return isinstance(found, Mapping) and MADE_BY in found
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def checksum_of(split: Split) -> str:

@@ -188,7 +188,7 @@ def test_other_code_bases_read_what_was_written(tmp_path: Path) -> None:
     TREES["eurosat"](tmp_path)
     everything(tmp_path, "eurosat")
     path = tmp_path / "eurosat" / "split_zhou_EuroSAT.json"
-    split = read_split(path)
+    split = read_split(path).split
     assert [row[1:] for row in json.loads(path.read_text())["train"]][:5] == [[0, "Annual Crop Land"]] * 5
     write_split(tmp_path / "again.json", split)
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
