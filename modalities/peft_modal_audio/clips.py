@@ -29,7 +29,7 @@ from peft_modal.errors import ConfigError, DataError, WriteError
 from peft_modal.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Share
 from peft_modal_audio.features import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, FrontEnd, Masks, Resampling, Statistics
 from peft_modal_audio.mixing import mixed_pair
-from peft_modal_audio.recordings import SUFFIXES, Channel, Reading, duration, read_clip
+from peft_modal_audio.recordings import SUFFIXES, Channel, Reading, check_clip, duration, read_clip
 
 Crop = Literal["start", "random"]
 Unreadable = Literal["refuse", "skip"]
@@ -222,7 +222,7 @@ class RecordingData(SplitData):
         with progress("recordings", total) as advance:
             for item in (item for part in parts for item in part):
                 try:
-                    self.reader.waveform(item.path)
+                    check_clip(item.path, self.front.samples)
                 except DataError as error:
                     faults[item.path] = str(error)
                 advance(1)

@@ -36,7 +36,8 @@ STATISTICS: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
 """Mean and deviation of log-mel values of whole data sets; of AST's authors, but for the last."""
 _LONGEST_KERNEL: Final = 1_000
 """Samples after which the filter of a resampling repeats, at most: 44,101 to 16,000 Hz would take minutes and GBs."""
-_RATES: Final = (1_000, 1_000_000)
+RATES: Final = (1_000, 1_000_000)
+"""The lowest and the highest number of samples a second that a recording may have."""
 Resampling = Literal["kaiser_best", "hann"]
 FILTERS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
@@ -136,8 +137,8 @@ def resampled(waveform: Tensor, rate: int, resampling: Resampling = "kaiser_best
     Raises:
         DataError: The rate is none of a recording.
     """
-    if not _RATES[0] <= rate <= _RATES[1]:
-        raise DataError(f"a sample rate of {rate:,} Hz is outside {_RATES[0]:,}..{_RATES[1]:,}.")
+    if not RATES[0] <= rate <= RATES[1]:
+        raise DataError(f"a sample rate of {rate:,} Hz is outside {RATES[0]:,}..{RATES[1]:,}.")
     if rate == SAMPLE_RATE or not len(waveform):
         return waveform
     ratio = Fraction(SAMPLE_RATE, rate)

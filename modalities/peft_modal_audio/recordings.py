@@ -19,7 +19,7 @@ from torch import Tensor
 
 from peft_modal.errors import DataError
 from peft_modal.extras import require
-from peft_modal_audio.features import SAMPLE_RATE, Resampling, resampled
+from peft_modal_audio.features import RATES, SAMPLE_RATE, Resampling, resampled
 
 SUFFIXES: Final = (
     ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav",
@@ -67,7 +67,30 @@ def read_clip(
     Raises:
         DataError: The file is missing, no sound file, damaged, empty, or holds values that are not numbers.
     """
-    path = Path(path)
+    part = _decoded(Path(path), samples, start_s, reading.channel)
+    waveform = resampled(torch.from_numpy(part.mono), part.rate, reading.resampling)
+    skipped = round(part.before * SAMPLE_RATE / part.rate)
+    return waveform[skipped : None if samples is None else skipped + samples]
+
+
+def check_clip(path: str | Path, samples: int) -> None:
+    """Refuse a file whose first clip `read_clip` would refuse; it is decoded, and not resampled.
+
+    Raises:
+        DataError: As for `read_clip`.
+    """
+    _decoded(Path(path), samples, 0.0, "mean")
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    mono: NDArray[np.float32]
+    rate: int
+    before: int
+    """Samples in front of the part, which the filter of a resampling needs."""
+
+
+def _decoded(path: Path, samples: int | None, start_s: float, channel: Channel) -> _Part:
     with _opened(path) as file:
         rate = file.samplerate
         margin = 0 if rate == SAMPLE_RATE else math.ceil(_MARGIN_S * rate)
@@ -84,15 +107,10 @@ def read_clip(
     if not len(values) or (not is_whole and path.suffix.lower() != ".mp3"):
         # An MP3 tells its length only roughly.
         raise DataError(f"'{path}' is damaged: it breaks off after {found:,} of {stored:,} samples; fetch it again.")
-    mono = values[:, 0] if reading.channel == "first" else values.mean(1)
+    mono = values[:, 0] if channel == "first" else values.mean(1)
     if not np.isfinite(mono).all():
         raise DataError(f"'{path}' holds values that are not finite numbers; leave it out.")
-    try:
-        waveform = resampled(torch.from_numpy(mono), rate, reading.resampling)
-    except DataError as error:
-        raise DataError(f"'{path}': {error}") from error
-    skipped = round((begin - first) * SAMPLE_RATE / rate)
-    return waveform[skipped : None if samples is None else skipped + samples]
+    return _Part(mono, rate, begin - first)
 
 
 @contextmanager
@@ -119,6 +137,10 @@ def _opened(path: Path) -> Iterator[Any]:
     with file:
         if not file.frames:
             raise DataError(f"'{path}' holds no samples.")
+        if not RATES[0] <= file.samplerate <= RATES[1]:
+            raise DataError(
+                f"'{path}' has {file.samplerate:,} samples a second, expected {RATES[0]:,} to {RATES[1]:,}."
+            )
         try:
             yield file
         except DataError:

@@ -18,6 +18,7 @@ from peft_modal.data.cache import cached_tensors
 from peft_modal.data.epochs import Batch
 from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import Part, SplitData
+from peft_modal.errors import DataError
 from peft_modal.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from peft_modal_tracking.boxes import Size, size_of
 from peft_modal_tracking.moving import GENERATOR_VERSION, draw_videos
@@ -158,14 +159,18 @@ class PlainPairs(Dataset[Batch]):
         return len(self.videos)
 
     def __getitem__(self, index: int) -> Batch:
+        """One pair.
+
+        Raises:
+            DataError: The boxes lie outside of all frames.
+        """
         video = self.videos[index]
-        usable = video.usable()
-        made = make_pair(
-            video, int(usable[0]), int(usable[len(usable) // 2]), self.settings, None,
-            seeded("plain pair", index),
-        )  # fmt: skip
-        assert made is not None
-        return made
+        usable = video.usable().tolist()
+        for first, second in zip(usable, usable[len(usable) // 2 :], strict=False):
+            made = make_pair(video, first, second, self.settings, None, seeded("plain pair", index))
+            if made is not None:
+                return made
+        raise DataError(f"sequence '{video.name}': its boxes lie outside of its frames")
 
 
 def collate_videos(samples: Sequence[Batch]) -> Batch:
@@ -185,24 +190,25 @@ class MovingObjects(TrackingData):
 
     Args:
         split: Which things and motions.
-        videos: For training.
+        videos: For training; the more there are, the less can be learnt by heart.
         val_videos: For validation.
         test_videos: For testing.
         frames: Of each video.
+        train_frames: Of each training video, evenly spread over as long a time.
         frame_size: Height and width in pixels.
         batch_size: Pairs per training batch.
         videos_at_once: Videos that evaluation follows side by side.
         pairs: Training pairs per epoch.
-        template_size: See `TrackingData`.
-        search_size: See `TrackingData`.
-        search_factor: See `TrackingData`.
-        normalize: See `TrackingData`.
-        max_gap: See `TrackingData`.
-        scale_jitter: See `TrackingData`.
-        shift_jitter: See `TrackingData`.
-        min_visible: See `TrackingData`.
+        template_size: Height and width of the template in pixels, or one number for both; of the backbone.
+        search_size: Likewise of the search picture.
+        search_factor: Area of the search picture over that of the target's box, roughly.
+        normalize: Mean and deviation of the channels: 0.5 each (`half`, the nano's), ImageNet's, or left in 0..1.
+        max_gap: Most frames between template and search picture.
+        scale_jitter: Deviation of the logarithm of a training search picture's scale.
+        shift_jitter: Largest shift of it in mean sides of the box.
+        min_visible: Least width and height of the target in a training search picture, in its pixels.
         augment: Mirror and recolour training pictures.
-        max_blur: See `TrackingData`.
+        max_blur: Largest radius in pixels of those that are blurred.
         seed: Of the training and validation videos, of draws and augmentation. Not of the test videos.
         num_workers: Processes that prepare batches.
     """
@@ -211,10 +217,11 @@ class MovingObjects(TrackingData):
         self,
         *,
         split: Literal["downstream", "pretrain"] = "downstream",
-        videos: PositiveInt = 64,
+        videos: PositiveInt = 384,
         val_videos: PositiveInt = 8,
         test_videos: PositiveInt = 32,
         frames: PositiveInt = 40,
+        train_frames: PositiveInt = 8,
         frame_size: tuple[PositiveInt, PositiveInt] = (96, 128),
         batch_size: PositiveInt = 16,
         videos_at_once: PositiveInt = 32,
@@ -224,8 +231,8 @@ class MovingObjects(TrackingData):
         search_factor: PositiveFloat = 4.0,
         normalize: Normalize = "half",
         max_gap: NonNegativeInt = 100,
-        scale_jitter: NonNegativeFloat = 0.25,
-        shift_jitter: NonNegativeFloat = 1.5,
+        scale_jitter: NonNegativeFloat = 0.15,
+        shift_jitter: NonNegativeFloat = 1.0,
         min_visible: PositiveFloat = 4.0,
         augment: bool = False,
         max_blur: NonNegativeFloat = 0.6,
@@ -241,6 +248,7 @@ class MovingObjects(TrackingData):
         self.split: Literal["downstream", "pretrain"] = split
         self.counts: dict[Part, int] = {"train": videos, "val": val_videos, "test": test_videos}
         self.frames = frames
+        self.train_frames = min(train_frames, frames)
         self.frame_size: Size = (frame_size[0], frame_size[1])
 
     @classmethod
@@ -253,15 +261,17 @@ class MovingObjects(TrackingData):
         """The videos of a split: from the cache if made before, or drawn."""
         seed = 0 if part == "test" else self.seed
         count = self.counts[part]
+        frames = self.train_frames if part == "train" else self.frames
+        every = self.frames // frames
 
         def make() -> dict[str, Tensor]:
             vocabulary = DOWNSTREAM if self.split == "downstream" else PRETRAIN
             generator = seeded("moving objects", self.split, part, seed)
-            return draw_videos(count, self.frames, self.frame_size, vocabulary, generator)
+            return draw_videos(count, frames, self.frame_size, vocabulary, generator, every=every)
 
         key = {
             "generator": GENERATOR_VERSION, "split": self.split, "part": part, "seed": seed, "count": count,
-            "frames": self.frames, "frame_size": self.frame_size,
+            "frames": frames, "every": every, "frame_size": self.frame_size,
         }  # fmt: skip
         made = cached_tensors("moving-objects", key, make)
         return [

@@ -30,16 +30,16 @@ class SequenceFiles(TrackingData):
         batch_size: Pairs per training batch.
         videos_at_once: Videos that evaluation follows side by side.
         pairs: Training pairs per epoch.
-        template_size: See `TrackingData`.
-        search_size: See `TrackingData`.
-        search_factor: See `TrackingData`.
-        normalize: See `TrackingData`.
-        max_gap: See `TrackingData`.
-        scale_jitter: See `TrackingData`.
-        shift_jitter: See `TrackingData`.
-        min_visible: See `TrackingData`.
+        template_size: Height and width of the template in pixels, or one number for both; of the backbone.
+        search_size: Likewise of the search picture.
+        search_factor: Area of the search picture over that of the target's box, roughly.
+        normalize: Mean and deviation of the channels: 0.5 each (`half`, the nano's), ImageNet's, or left in 0..1.
+        max_gap: Most frames between template and search picture.
+        scale_jitter: Deviation of the logarithm of a training search picture's scale.
+        shift_jitter: Largest shift of it in mean sides of the box.
+        min_visible: Least width and height of the target in a training search picture, in its pixels.
         augment: Mirror and recolour training pictures.
-        max_blur: See `TrackingData`.
+        max_blur: Largest radius in pixels of those that are blurred.
         seed: Of what is held out, of draws and augmentation.
         num_workers: Processes that prepare batches.
     """

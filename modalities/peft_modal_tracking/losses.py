@@ -29,7 +29,8 @@ def tracking_losses(output: TrackingOutput, targets: Tensor, size: Size) -> dict
 
     The score of a positive cell learns its own box's IoU, that of every other cell 0 (binary cross-entropy over all
     cells); the box of a positive cell learns the target (1 - GIoU). Only pairs that show the target are sampled, so
-    there is a positive cell.
+    there is a positive cell. Of a target that reaches over the border, cells inside are positive, and they learn the
+    whole box.
 
     Args:
         output: Of the head.

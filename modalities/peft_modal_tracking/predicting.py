@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from peft_modal.attach.merge import merge_
 from peft_modal.data.progress import progress
 from peft_modal.errors import ConfigError, MergeError, nearest
+from peft_modal.extras import require
 from peft_modal.files import read_index, write_text
 from peft_modal.tasks.predicting import PredictRequest
 from peft_modal_tracking.backbone import LoRAT
@@ -33,6 +34,7 @@ def check_request(request: PredictRequest) -> None:
 
     Raises:
         ConfigError: Input, box or layout are missing or do not go together.
+        MissingExtraError: PyAV is not installed.
     """
     flags = request.flags
     if request.input is None:
@@ -44,6 +46,7 @@ def check_request(request: PredictRequest) -> None:
         )
     if "box" in flags:
         parse_box(flags["box"])
+        require("av", extra="tracking")  # for the clip that is written in the end
     for name, known in (("layout", LAYOUTS), ("results", FORMATS)):
         if name in flags and flags[name] not in known:
             raise ConfigError(f"--{name}: '{flags[name]}' is unknown; {nearest(flags[name], known)}")

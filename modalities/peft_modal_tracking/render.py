@@ -19,7 +19,7 @@ _FOUND_COLOUR: Final = "#00c2ff"
 
 
 def render(axes: Axes, sample: Mapping[str, Any], prediction: Mapping[str, Any] | None) -> None:
-    """Draw the `frame` (3, H, W) uint8 of a sample and its boxes x, y, w, h; or the search picture of a pair.
+    """Draw the `frame` (3, H, W) uint8 of a sample and its boxes x, y, w, h.
 
     Args:
         axes: Empty, square.

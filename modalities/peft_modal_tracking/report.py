@@ -75,23 +75,25 @@ class TrackingCollector:
         figures = mean.figures
         charts = Row(
             (
-                _chart("Success: share of frames", SUCCESS, mean.success, "IoU above", figures["success_auc"]),
-                _chart("Precision: share of frames", PRECISION, mean.precision, "pixels within", figures["precision"]),
+                _chart("Success", SUCCESS, mean.success, "IoU above", figures["success_auc"]),
+                _chart("Precision", PRECISION, mean.precision, "pixels within", figures["precision"]),
                 _chart(
-                    "Normalised precision: share of frames", NORMALISED, mean.normalised, "target sides within",
+                    "Normalised precision", NORMALISED, mean.normalised, "target sides within",
                     figures["normalised_precision"],
                 ),
             )
         )  # fmt: skip
         lead = (
-            f"Means over {len(self._rows):,} sequences, every frame counted. The success score is the area, the "
-            "precisions are read at 20 pixels and at 0.2 of the target's sides."
+            f"Shares of frames, means over {len(self._rows):,} sequences; every frame counts. The success "
+            "score is the area, the precisions are read at 20 pixels and at 0.2 of the target's sides."
         )
         galleries = tuple(
             Gallery(tuple(tile for kept in best.samples() for tile in _tiles(kept)), title)
             for best, title in ((self._worst, "Smallest success"), (self._drawn, "A seeded draw"))
         )
-        shown = "Frames of a few sequences, evenly spread: the true box in one colour, dashed the one that was found."
+        shown = (
+            "Frames of a few sequences, evenly spread: the true box in yellow, the one that was found in blue, dashed."
+        )
         return (
             Section("tracking", "One-pass evaluation", (charts, self._table()), lead),
             Section("samples", "Samples", galleries, shown),

@@ -13,7 +13,7 @@ from sound_files import tone, write
 
 from peft_modal.errors import DataError
 from peft_modal_audio.features import SAMPLE_RATE
-from peft_modal_audio.recordings import Reading, duration, read_clip
+from peft_modal_audio.recordings import Reading, check_clip, duration, read_clip
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     return {
         "empty.wav": "holds no samples", "nothing.wav": "is empty", "text.wav": "is no sound file",
         "text.mp3": "is no sound file", "cut.flac": "is damaged", "header.wav": "is no sound file",
-        "nan.wav": "not finite", "slow.wav": "a sample rate of 100 Hz", "missing.wav": "does not exist",
+        "nan.wav": "not finite", "slow.wav": "has 100 samples a second", "missing.wav": "does not exist",
     }  # fmt: skip
 
 
@@ -105,6 +105,8 @@ def test_what_is_no_sound_is_refused_by_name_in_one_sentence(tmp_path: Path) -> 
         with pytest.raises(DataError, match=rf"{re.escape(name)}'.*{message}") as caught:
             read_clip(tmp_path / name, samples=48_000)
         assert "\n" not in str(caught.value)
+        with pytest.raises(DataError, match=re.escape(str(caught.value))):
+            check_clip(tmp_path / name, 48_000)
 
 
 def test_a_damaged_end_does_not_matter_where_it_is_not_read(tmp_path: Path) -> None:

@@ -360,7 +360,10 @@ def test_a_damaged_file_is_named(root):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"normalize": "sphere"}, "normalize is 'sphere'"), ({"augment": ["blur"]}, "known: batch_scale_translate")],
+    [
+        ({"normalize": "sphere"}, "normalize is 'sphere'"),
+        ({"augment": ["blur"]}, "known: batch_rotate, batch_scale_translate"),
+    ],
 )
 def test_wrong_arguments_of_folder_end_in_a_sentence(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):

@@ -187,7 +187,7 @@ def test_the_head_starts_small_and_needs_a_map() -> None:
     head = TrackingMLP(FeatureSpec(width=64, layout=None, levels=(64,)))
     linears = [module for module in head.modules() if isinstance(module, nn.Linear)]
     assert all(not bool(linear.bias.any()) for linear in linears)
-    assert float(linears[0].weight.std()) == pytest.approx(0.02, rel=0.1)
+    assert linears[0].weight.std().item() == pytest.approx(0.02, rel=0.1)
     with pytest.raises(ConfigError, match="tracking_mlp"):
         TrackingMLP(FeatureSpec(width=64, layout=None))
 

@@ -202,3 +202,13 @@ def test_data_without_a_visible_target_is_refused() -> None:
         PairBatches([Group([still(visible=torch.zeros(6))])], SETTINGS, jitter=Jitter(), **options)
     with pytest.raises(DataError, match=r"lower data\.min_visible"):
         PairBatches([Group([still()])], SETTINGS, jitter=Jitter(min_visible=31), **options).batch(0, 0)
+
+
+def test_moments_can_be_left_out() -> None:
+    """The same video, of which only some frames are shown; noise and boxes of what is hidden are drawn anew."""
+    whole = draw_videos(2, 12, (48, 64), DOWNSTREAM, Generator().manual_seed(5))
+    some = draw_videos(2, 3, (48, 64), DOWNSTREAM, Generator().manual_seed(5), every=4)
+    assert torch.equal(some["boxes"], whole["boxes"][:, ::4])
+    difference = (some["frames"].float() - whole["frames"][:, ::4].float()).abs()
+    assert float(difference.max()) < 60, "noise only"
+    assert float(difference.mean()) < 10

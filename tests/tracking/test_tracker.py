@@ -291,6 +291,7 @@ def test_predict_follows_all_sequences_of_a_benchmark(run: Path, monkeypatch: py
 def test_what_predict_cannot_do_is_one_sentence(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str], sentence: str
 ) -> None:
+    pytest.importorskip("av")
     monkeypatch.chdir(run)
     assert main(["predict", "--adapter=run/adapter.safetensors", "--out=none", *more]) == 2
     told = capsys.readouterr().err
@@ -301,6 +302,7 @@ def test_what_predict_cannot_do_is_one_sentence(
 def test_a_first_box_outside_is_one_sentence(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("av")
     monkeypatch.chdir(run)
     (run / "small").mkdir()
     Image.new("RGB", (30, 20)).save(run / "small" / "0.png")

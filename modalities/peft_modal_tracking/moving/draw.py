@@ -32,7 +32,9 @@ class Sprites(NamedTuple):
     cover: Tensor
 
 
-def draw_videos(count: int, frames: int, size: Size, vocabulary: Vocabulary, generator: Generator) -> dict[str, Tensor]:
+def draw_videos(
+    count: int, frames: int, size: Size, vocabulary: Vocabulary, generator: Generator, *, every: int = 1
+) -> dict[str, Tensor]:
     """Videos of one target each, among others, over a ground that moves.
 
     Behind the target go another of its kind in other colours and one more thing; in half of the videos something
@@ -44,6 +46,7 @@ def draw_videos(count: int, frames: int, size: Size, vocabulary: Vocabulary, gen
         size: Of the frames.
         vocabulary: Shapes and textures; things of `DOWNSTREAM` move in curves, others straight on.
         generator: Of everything.
+        every: Show only one in so many moments of a video that is as many times longer.
 
     Returns:
         `frames` (n, T, 3, H, W) uint8, `boxes` x, y, w, h (n, T, 4) float32 (zeros where nothing of the target is
@@ -60,11 +63,13 @@ def draw_videos(count: int, frames: int, size: Size, vocabulary: Vocabulary, gen
     sprites = [_sprites(vocabulary, kind, base, generator) for kind in what]
     radius = uniform(0.09, 0.14, count, 1, generator=generator)
     radius = torch.where((numbers % 8 == 5)[:, None], 0.035, radius) * min(size)
-    target = leave(move(count, frames, generator), numbers % 4 == 3, generator)
+    moments = frames * every
+    target = leave(move(count, moments, generator), numbers % 4 == 3, generator)
     crossing = across(target, generator)
     crossing = crossing._replace(zoom=crossing.zoom * 1.3 * ((numbers % 2 == 0)[:, None]))
-    paths = [move(count, frames, generator), move(count, frames, generator), target, crossing]
-    pan = move(count, frames, generator)
+    paths = [move(count, moments, generator), move(count, moments, generator), target, crossing]
+    pan = move(count, moments, generator)
+    *paths, pan = (Path(*(part[:, ::every] for part in path)) for path in (*paths, pan))
     parts = []
     for start in range(0, count, _CHUNK):
         some = slice(start, start + _CHUNK)

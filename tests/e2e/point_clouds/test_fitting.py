@@ -33,13 +33,14 @@ def test_fit_leaves_a_report_with_curves_samples_classes_and_parameters(run):
     page = (run / "report.html").read_text()
 
     assert list(twin["sections"]) == [
-        "curves", "samples", "classes", "parameters", "cost", "environment", "reproduce",
+        "curves", "samples", "classes", "sight", "parameters", "cost", "environment", "reproduce",
     ]  # fmt: skip
     assert twin["metrics"] == metrics_of(run)
     assert twin["problems"] == []
     loss, *_ = twin["sections"]["curves"]["blocks"][0]["blocks"]
     assert {name: len(points) for name, points in loss["data"]["series"].items()} == {"training": 3, "validation": 3}
-    tiles = [tile for gallery in twin["sections"]["samples"]["blocks"] for tile in gallery["tiles"]]
+    drawn = [*twin["sections"]["samples"]["blocks"], *twin["sections"]["sight"]["blocks"]]
+    tiles = [tile for gallery in drawn for tile in gallery["tiles"]]
     assert page.count("data:image/png;base64,") == len(tiles) > 0
     (summary, *_) = twin["sections"]["parameters"]["blocks"]
     figures = metrics_of(run)
@@ -103,7 +104,7 @@ def test_masked_pre_training_runs():
     # A task without classes has a report without them.
     twin = json.loads(Path("run/report.json").read_text())
 
-    assert list(twin["sections"]) == ["curves", "parameters", "cost", "environment", "reproduce"]
+    assert list(twin["sections"]) == ["curves", "sight", "parameters", "cost", "environment", "reproduce"]
     assert twin["facts"][0]["label"] == "Test loss"
 
 

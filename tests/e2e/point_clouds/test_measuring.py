@@ -32,7 +32,7 @@ def test_test_leaves_figures_and_a_report_and_does_not_overwrite_them_unless_ask
     assert "measured/metrics.json" in out
     twin = json.loads(Path("measured/report.json").read_text())
     assert twin["metrics"] == metrics_of("measured")
-    assert list(twin["sections"]) == ["samples", "classes", "parameters", "cost", "environment", "reproduce"]
+    assert list(twin["sections"]) == ["samples", "classes", "sight", "parameters", "cost", "environment", "reproduce"]
     command = twin["sections"]["reproduce"]["blocks"][0]["text"]
     assert command == "python -m peft_modal test --adapter run/adapter.safetensors --task.votes=2"
 
