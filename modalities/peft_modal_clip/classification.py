@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MeanMetric
@@ -90,6 +91,15 @@ class ClassNames(Classification):
         )
         self._texts: tuple[object, Tensor] | None = None
         self._ids: Tensor | None = None
+
+    def before_fit(self, data: LightningDataModule) -> None:
+        """See `Classification`; tell of data whose classes are half of those that are measured."""
+        super().before_fit(data)
+        if getattr(data, "classes", "all") == "base" and not self.halves:
+            _LOG.warning(
+                "data.classes is base, and all classes are measured together, which is not what papers report; "
+                "task.base_to_new=true measures each half among its own names"
+            )
 
     def suit(self, preprocessing: Mapping[str, Any]) -> None:
         """Put the names of the classes into the data's own prompt, unless another was asked for."""

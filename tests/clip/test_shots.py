@@ -188,6 +188,16 @@ def test_the_authors_pickles_give_their_shots(tmp_path: Path, module: str, proto
     assert named["train"] == drawn["train"]
 
 
+def test_imagenets_pickles_have_nothing_to_validate_on(tmp_path: Path) -> None:
+    TREES["imagenet"](tmp_path)
+    drawn = shown(tmp_path, dataset="imagenet", shots=2, seed=7)
+    rows = [[f"imagenet/images/{path}", label, name] for path, label, name in drawn["train"]]
+    (tmp_path / "shots.pkl").write_bytes(pickled({"train": rows}, "dassl.data.datasets.base_dataset"))
+    options = {"dataset": "imagenet", "shots_file": tmp_path / "shots.pkl", "allow_pickle": True}
+    found = shown(tmp_path, **options)
+    assert (found["train"], found["val"]) == (drawn["train"], [])
+
+
 def test_another_runs_record_gives_its_shots(tmp_path: Path) -> None:
     TREES["eurosat"](tmp_path)
     drawn = shown(tmp_path, shots=2, seed=7)
