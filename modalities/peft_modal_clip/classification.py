@@ -217,7 +217,15 @@ class ClassNames(Classification):
 
     def _tokens(self) -> Tensor:
         """Ids of all texts; names that are the same to the text tower are said."""
-        ids: Tensor = self.backbone.tokenize(texts_of(self.class_names, self.templates))  # type: ignore[operator]
+        texts = texts_of(self.class_names, self.templates)
+        ids: Tensor = self.backbone.tokenize(texts)  # type: ignore[operator]
+        cut = sum(self.backbone.are_cut(texts))  # type: ignore[operator]
+        if cut:
+            _LOG.warning(
+                "%d of %d texts with names of classes are longer than the %d tokens that the network reads: it does "
+                "not see how they end",
+                cut, len(texts), ids.shape[1],
+            )  # fmt: skip
         by_class = ids.view(len(self.class_names), -1).tolist()
         first: dict[tuple[int, ...], str] = {}
         for name, tokens in zip(self.class_names, by_class, strict=True):

@@ -47,7 +47,7 @@ class Split:
         """One name for each label.
 
         Raises:
-            DataError: Labels are not counted from 0 without gaps, or one has two names.
+            DataError: There are none, labels are not counted from 0 without gaps, or one has two names.
         """
         names: dict[int, str] = {}
         for part in self:
@@ -57,9 +57,11 @@ class Split:
                         f"{where}: label {entry.label} is both '{names[entry.label]}' and '{entry.name}' "
                         f"('{entry.path}')."
                     )
-        missing = sorted({*range(max(names, default=-1) + 1)} - names.keys())
-        if missing:
-            raise DataError(f"{where}: no picture has the label {missing[0]}, but there are labels up to {max(names)}.")
+        if not names:
+            raise DataError(f"{where} names no pictures.")
+        missing = next((place for place, label in enumerate(sorted(names)) if place != label), None)
+        if missing is not None:
+            raise DataError(f"{where}: no picture has the label {missing}, but there are labels up to {max(names)}.")
         return tuple(names[label] for label in sorted(names))
 
     def renamed(self, names: Mapping[str, str]) -> Split:
@@ -124,7 +126,8 @@ def write_split(path: Path, split: Split) -> None:
         MADE_BY: "peft_modal; not the published split",
         **{name: rows_of(part) for name, part in zip(PARTS, split, strict=True)},
     }
-    write_text(path, json.dumps(document, ensure_ascii=False) + "\n")
+    # In ASCII: a file's name need not be text in Unicode.
+    write_text(path, json.dumps(document) + "\n")
 
 
 def checksum_of(split: Split) -> str:
