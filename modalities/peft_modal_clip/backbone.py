@@ -134,6 +134,14 @@ class OpenCLIPBackbone(Backbone):
             )
         return ids.to(self.device)
 
+    def are_cut(self, texts: Sequence[str]) -> list[bool]:
+        """Which texts have more tokens than the network reads."""
+        ids = self.tokenize(texts)
+        length = self.sizes.context_length
+        longer: Tensor = self._encode(list(texts), context_length=length + 1)
+        # The last token of a text that is cut is its end, where the whole text goes on.
+        return [bool(cut) for cut in (longer[:, length - 1].to(ids.device) != ids[:, -1]).tolist()]
+
     def extract(self, batch: Mapping[str, Any], context: Context) -> Features:
         """Embeddings side by side, (B, 1, 2 * embed_dim): of the picture, then of the text; of one if one is missing.
 

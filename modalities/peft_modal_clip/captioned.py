@@ -116,7 +116,9 @@ class CaptionedPictures(SplitData):
         options: dict[str, Any] = {} if self.caption_column is None else {"column": self.caption_column}
         if self.root.suffix.lower() == ".csv" and not self.root.is_dir():
             return read_caption_csv(self.root, val_share=self.val_share, seed=self.seed, **options)
-        return scan_captions(self.root, one_per_line=True, val_share=self.val_share, seed=self.seed, **options)
+        return scan_captions(
+            self.root, allow_empty=None, one_per_line=True, val_share=self.val_share, seed=self.seed, **options
+        )
 
 
 class CaptionSet(Dataset[Batch]):

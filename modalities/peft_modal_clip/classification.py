@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassF1Score
 
 from peft_modal.anatomy import Backbone
 from peft_modal.attach import Adapter
@@ -53,7 +55,7 @@ class ClassNames(Classification):
     """
 
     share_metrics: ClassVar[frozenset[str]] = frozenset(
-        {"accuracy", "mean_class_accuracy", "accuracy_base", "accuracy_new", "harmonic_mean"}
+        {"accuracy", "mean_class_accuracy", "macro_f1", "accuracy_base", "accuracy_new", "harmonic_mean"}
     )
 
     reads_class_names: ClassVar[bool] = True
@@ -70,6 +72,8 @@ class ClassNames(Classification):
         **options: Any,  # noqa: ANN401 — typed by `Classification`
     ) -> None:
         super().__init__(backbone, adapter, head, class_names, **options)
+        for metrics in self.metrics.values():
+            metrics.add_metrics({"macro_f1": MulticlassF1Score(len(class_names), average="macro")})  # type: ignore[operator]
         if not isinstance(backbone, OpenCLIPBackbone):
             raise ConfigError(
                 f"task 'classification' of CLIP needs a backbone of pictures and texts, got {type(backbone).__name__}"
@@ -87,6 +91,15 @@ class ClassNames(Classification):
         )
         self._texts: tuple[object, Tensor] | None = None
         self._ids: Tensor | None = None
+
+    def before_fit(self, data: LightningDataModule) -> None:
+        """See `Classification`; tell of data whose classes are half of those that are measured."""
+        super().before_fit(data)
+        if getattr(data, "classes", "all") == "base" and not self.halves:
+            _LOG.warning(
+                "data.classes is base, and all classes are measured together, which is not what papers report; "
+                "task.base_to_new=true measures each half among its own names"
+            )
 
     def suit(self, preprocessing: Mapping[str, Any]) -> None:
         """Put the names of the classes into the data's own prompt, unless another was asked for."""
@@ -204,7 +217,15 @@ class ClassNames(Classification):
 
     def _tokens(self) -> Tensor:
         """Ids of all texts; names that are the same to the text tower are said."""
-        ids: Tensor = self.backbone.tokenize(texts_of(self.class_names, self.templates))  # type: ignore[operator]
+        texts = texts_of(self.class_names, self.templates)
+        ids: Tensor = self.backbone.tokenize(texts)  # type: ignore[operator]
+        cut = sum(self.backbone.are_cut(texts))  # type: ignore[operator]
+        if cut:
+            _LOG.warning(
+                "%d of %d texts with names of classes are longer than the %d tokens that the network reads: it does "
+                "not see how they end",
+                cut, len(texts), ids.shape[1],
+            )  # fmt: skip
         by_class = ids.view(len(self.class_names), -1).tolist()
         first: dict[tuple[int, ...], str] = {}
         for name, tokens in zip(self.class_names, by_class, strict=True):

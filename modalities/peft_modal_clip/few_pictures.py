@@ -101,12 +101,12 @@ class FewPictures(PictureData):
         split, class_names = cut_classes(chosen, source.class_names, self.classes)
         self._record = {
             **source.facts, **drawn_from, "classes": self.classes, "class_names": list(class_names),
-            "train": rows_of(split.train), "val": rows_of(split.val), "test_pictures": len(split.test),
+            "train": rows_of(chosen.train), "val": rows_of(chosen.val), "test_pictures": len(split.test),
         }  # fmt: skip
         return FolderIndex(class_names, *(_items(part, source.images) for part in split))
 
     def record(self) -> dict[str, Any]:
-        """The split's checksum and the pictures drawn; see `peft_modal.data.record.KeepsRecord`."""
+        """The split's checksum and what was drawn of all classes; see `peft_modal.data.record.KeepsRecord`."""
         return self._record
 
     def _shots(self, split: Split) -> tuple[Split, dict[str, Any]]:

@@ -16,7 +16,7 @@ from peft_modal.errors import ConfigError, DataError
 from peft_modal.ranges import PositiveInt
 from peft_modal_clip.few_pictures import FewPictures, Source
 from peft_modal_clip.sets import SETS
-from peft_modal_clip.splits import Split, checksum, checksum_of, is_made_here, read_split, write_split
+from peft_modal_clip.splits import SplitFile, checksum_of, read_split, write_split
 from peft_modal_vision.lists import numbered, row_named
 
 _LOG = logging.getLogger(__name__)
@@ -113,8 +113,9 @@ class FewShotSet(FewPictures):
             facts["split_sha256"] = checksum_of(split)
         else:
             path = self.folder / self.of.split if self.split_file is None else self.split_file
-            split = self._split(path, images)
-            facts |= {"split_file": str(path), "split_sha256": checksum(path), "published": not is_made_here(path)}
+            file = self._split(path, images)
+            split = file.split
+            facts |= {"split_file": str(path), "split_sha256": file.sha256, "published": file.is_published}
         split = split.renamed(self.of.names)
         class_names = split.class_names(f"'{self.folder}'")
         self._tell_what_is_odd(class_names)
@@ -129,17 +130,19 @@ class FewShotSet(FewPictures):
         """Only ImageNet has nothing to validate on."""
         return f"'{self.dataset}' has no {part} pictures: what it calls validation is what it is tested on."
 
-    def _split(self, path: Path, images: Path) -> Split:
+    def _split(self, path: Path, images: Path) -> SplitFile:
+        """The split in a file, which is made where there is none."""
         if not path.is_file():
             write_split(path, self.of.make(self.folder, images))
-        elif not is_made_here(path):
-            return read_split(path)
-        _LOG.warning(
-            "'%s' was made here, since %s was not there: its division into training, validation and test is NOT the "
-            "published one, and figures cannot be compared with those of papers. Put the published file in its place.",
-            path, self.of.split,
-        )  # fmt: skip
-        return read_split(path)
+        found = read_split(path)
+        if not found.is_published:
+            _LOG.warning(
+                "'%s' was made here, since %s was not there: its division into training, validation and test is NOT "
+                "the published one, and figures cannot be compared with those of papers. Put the published file in its "
+                "place.",
+                path, self.of.split,
+            )  # fmt: skip
+        return found
 
     def _tell_what_is_odd(self, class_names: tuple[str, ...]) -> None:
         if len(class_names) != self.of.classes:

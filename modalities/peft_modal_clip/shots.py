@@ -80,7 +80,8 @@ def _listed(found: Any, name: str, path: Path) -> tuple[Entry, ...]:  # noqa: AN
 
 
 def _pickled(found: Any, name: str, path: Path) -> tuple[Entry, ...]:  # noqa: ANN401 — what lay in the pickle
-    rows = found.get(name) if isinstance(found, Mapping) else None
+    # Of ImageNet, which has nothing to validate on, the authors keep the training pictures alone.
+    rows = found.get(name, [] if name == "val" else None) if isinstance(found, Mapping) else None
     keys = ("_impath", "_label", "_classname")
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) and row.keys() >= {*keys} for row in rows):
         raise DataError(f"'{path}' holds no list '{name}' of pictures as the code of CoOp pickles them.")

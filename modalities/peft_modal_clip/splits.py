@@ -47,7 +47,7 @@ class Split:
         """One name for each label.
 
         Raises:
-            DataError: Labels are not counted from 0 without gaps, or one has two names.
+            DataError: There are none, labels are not counted from 0 without gaps, or one has two names.
         """
         names: dict[int, str] = {}
         for part in self:
@@ -57,9 +57,11 @@ class Split:
                         f"{where}: label {entry.label} is both '{names[entry.label]}' and '{entry.name}' "
                         f"('{entry.path}')."
                     )
-        missing = sorted({*range(max(names, default=-1) + 1)} - names.keys())
-        if missing:
-            raise DataError(f"{where}: no picture has the label {missing[0]}, but there are labels up to {max(names)}.")
+        if not names:
+            raise DataError(f"{where} names no pictures.")
+        missing = next((place for place, label in enumerate(sorted(names)) if place != label), None)
+        if missing is not None:
+            raise DataError(f"{where}: no picture has the label {missing}, but there are labels up to {max(names)}.")
         return tuple(names[label] for label in sorted(names))
 
     def renamed(self, names: Mapping[str, str]) -> Split:
@@ -69,7 +71,18 @@ class Split:
         return Split(*(tuple(replace(e, name=names.get(e.name, e.name)) for e in part) for part in self))
 
 
-def read_split(path: Path) -> Split:
+@dataclass(frozen=True)
+class SplitFile:
+    """What a split file says."""
+
+    split: Split
+    is_published: bool
+    """False where `write_split` wrote it."""
+    sha256: str
+    """Of the file."""
+
+
+def read_split(path: Path) -> SplitFile:
     """A file `split_zhou_<Name>.json`: {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
 
     Raises:
@@ -78,7 +91,8 @@ def read_split(path: Path) -> Split:
     found = read_json(path)
     if not isinstance(found, Mapping) or not all(isinstance(found.get(part), list) for part in PARTS):
         raise DataError(f"'{path}' must hold the lists 'train', 'val' and 'test'.")
-    return Split(*(entries_of(found[part], f"'{path}', {part}") for part in PARTS))
+    split = Split(*(entries_of(found[part], f"'{path}', {part}") for part in PARTS))
+    return SplitFile(split, MADE_BY not in found, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def entries_of(rows: Sequence[Any], where: str) -> tuple[Entry, ...]:
@@ -112,18 +126,8 @@ def write_split(path: Path, split: Split) -> None:
         MADE_BY: "peft_modal; not the published split",
         **{name: rows_of(part) for name, part in zip(PARTS, split, strict=True)},
     }
-    write_text(path, json.dumps(document, ensure_ascii=False) + "\n")
-
-
-def is_made_here(path: Path) -> bool:
-    """Whether a split file is one that `write_split` wrote."""
-    found = read_json(path)
-    return isinstance(found, Mapping) and MADE_BY in found
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    # In ASCII: a file's name need not be text in Unicode.
+    write_text(path, json.dumps(document) + "\n")
 
 
 def checksum_of(split: Split) -> str:

@@ -49,7 +49,7 @@ def scan_captions(
     *,
     caption: str | None = None,
     column: str = "text",
-    allow_empty: bool = False,
+    allow_empty: bool | None = False,
     one_per_line: bool = False,
     val_share: float = 0.05,
     seed: int = 0,
@@ -65,7 +65,8 @@ def scan_captions(
         root: The folder.
         caption: The caption of all images, whatever stands beside them.
         column: Key of the captions in `metadata.jsonl`.
-        allow_empty: Take empty captions from files as they are.
+        allow_empty: Take empty captions from files as they are. None: refuse them, and do not advise this or `caption`,
+            for callers that have no such settings.
         one_per_line: Take each line of a file beside an image that holds anything for a caption of its own.
         val_share: Share of the training images held out for validation where there is no `val`, rounded down: with
             5 %, none of 19 images and one of 20.
@@ -75,8 +76,6 @@ def scan_captions(
         ConfigError: The share is outside of 0..1, or leaves nothing to train on.
         DataError: The folder, its images or its captions cannot serve; the message names the file.
     """
-    if not 0 <= val_share < 1:
-        raise ConfigError(f"data: val_share is {val_share}, expected 0 or more and less than 1.")
     root = Path(root)
     if root.is_file():
         raise DataError(f"'{root}' is a file, expected a folder of images.")
@@ -107,8 +106,6 @@ def read_caption_csv(
         ConfigError: The share is outside of 0..1.
         DataError: The file is missing, no CSV, or a line of it cannot serve; the message says which.
     """
-    if not 0 <= val_share < 1:
-        raise ConfigError(f"data: val_share is {val_share}, expected 0 or more and less than 1.")
     table = Path(table)
     if not table.is_file():
         raise DataError(f"'{table}' does not exist.")
@@ -127,7 +124,7 @@ def read_caption_csv(
                 path, part = _place(row, table.parent, where, has_splits="split" in columns)
                 if parts.setdefault(path, part) != part:
                     raise DataError(f"{where}: '{row['path']}' is in '{parts[path]}' already, and here in '{part}'.")
-                text = _text(row.get(column) or "", where, allow_empty=False)
+                text = _text(row.get(column) or "", where, allow_empty=None)
                 captions[path] = (*captions.get(path, ()), text)
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"'{table}' cannot be read as CSV: {error}") from error
@@ -160,7 +157,13 @@ def _place(
 
 
 def _with_validation(splits: Mapping[str, Sequence[Captioned]], val_share: float, seed: int) -> CaptionIndex:
-    """The splits, with a share of the training images held out where there is nothing to validate on."""
+    """The splits, with a share of the training images held out where there is nothing to validate on.
+
+    Raises:
+        ConfigError: The share is outside of 0..1.
+    """
+    if not 0 <= val_share < 1:
+        raise ConfigError(f"data: val_share is {val_share}, expected 0 or more and less than 1.")
     train, val = splits["train"], splits["val"]
     if not val:
         order = torch.randperm(len(train), generator=seeded("split", seed)).tolist()
@@ -198,7 +201,7 @@ def _parts(root: Path, images: Sequence[Path]) -> dict[Path, str]:
 
 
 def _captions(
-    root: Path, images: Sequence[Path], column: str, *, allow_empty: bool, one_per_line: bool
+    root: Path, images: Sequence[Path], column: str, *, allow_empty: bool | None, one_per_line: bool
 ) -> dict[Path, tuple[str, ...]]:  # fmt: skip
     """The captions of every image.
 
@@ -221,15 +224,16 @@ def _captions(
             missing.append(path)
     if missing:
         first, count = missing[0], len(missing)
+        advice = "" if allow_empty is None else ", or give one for all as data.caption"
         raise DataError(
             f"'{first}' has no caption{f' ({count} images have none)' if count > 1 else ''}: name it in "
             f"'{tables[0] if tables else root / METADATA}', write its caption into "
-            f"'{first.with_suffix('.txt').name}' beside it, or give one for all as data.caption."
+            f"'{first.with_suffix('.txt').name}' beside it{advice}."
         )
     return found
 
 
-def _beside(file: Path, *, allow_empty: bool, one_per_line: bool) -> tuple[str, ...]:
+def _beside(file: Path, *, allow_empty: bool | None, one_per_line: bool) -> tuple[str, ...]:
     """The captions in a file beside an image."""
     content = _content(file)
     lines = [line for line in content.split("\n") if line.strip()] if one_per_line else []
@@ -237,7 +241,7 @@ def _beside(file: Path, *, allow_empty: bool, one_per_line: bool) -> tuple[str, 
 
 
 def _read_tables(
-    tables: Iterable[Path], images: frozenset[Path], column: str, *, allow_empty: bool
+    tables: Iterable[Path], images: frozenset[Path], column: str, *, allow_empty: bool | None
 ) -> dict[Path, tuple[str, tuple[str, ...]]]:
     """Place and captions of every image that the tables name.
 
@@ -288,7 +292,7 @@ def _image_of(row: Mapping[str, object], folder: Path, images: frozenset[Path], 
     return path
 
 
-def _texts(row: Mapping[str, object], column: str, where: str, *, allow_empty: bool) -> tuple[str, ...]:
+def _texts(row: Mapping[str, object], column: str, where: str, *, allow_empty: bool | None) -> tuple[str, ...]:
     if column not in row:
         raise DataError(
             f"{where} has no '{column}' (it has: {', '.join(row)}); name the captions' key as data.caption_column."
@@ -301,7 +305,7 @@ def _texts(row: Mapping[str, object], column: str, where: str, *, allow_empty: b
     return tuple(_text(text, f"{where}, '{column}'", allow_empty=allow_empty) for text in texts)
 
 
-def _text(text: str, where: str, *, allow_empty: bool) -> str:
+def _text(text: str, where: str, *, allow_empty: bool | None) -> str:
     """A caption with its white space as single spaces.
 
     Raises:
@@ -309,7 +313,8 @@ def _text(text: str, where: str, *, allow_empty: bool) -> str:
     """
     text = " ".join(text.split())
     if not text and not allow_empty:
-        raise DataError(f"{where}: the caption is empty; write one, or set data.allow_empty to train without words.")
+        advice = "" if allow_empty is None else ", or set data.allow_empty to train without words"
+        raise DataError(f"{where}: the caption is empty; write one{advice}.")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -69,7 +69,7 @@ def _fit(composed: Composed, folder: RunFolder) -> dict[str, float]:
     folder.make_room()
     write_text(folder.config, composed.to_yaml())
     if isinstance(data, KeepsRecord):
-        write_text(folder.data, json.dumps(data.record(), indent=1, ensure_ascii=False) + "\n")
+        write_text(folder.data, json.dumps(data.record(), indent=1) + "\n")
     prepare(task, data)
     trained = trained_places(task.adapter, task.head)
     _train(trainer, task, data, folder)

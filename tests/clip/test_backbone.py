@@ -173,3 +173,9 @@ def test_a_tokenizer_with_too_many_tokens_is_refused():
 def test_a_batch_without_pictures_and_texts_is_refused():
     with pytest.raises(DataError, match="needs image, text or caption, this one has points"):
         TinyCLIP()({"points": torch.zeros(1)})
+
+
+def test_texts_that_are_cut_are_known():
+    backbone = OpenCLIPBackbone(weights="random", vision_layers=1, text_layers=1)
+    full = " ".join(["red"] * (backbone.sizes.context_length - 2))
+    assert backbone.are_cut(["", "a red circle", full, f"{full} circle", f"{full} red"]) == [False] * 3 + [True] * 2

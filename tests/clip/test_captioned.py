@@ -157,5 +157,8 @@ def test_a_damaged_picture_ends_the_run_with_its_name(
 
 def test_a_picture_without_a_caption_is_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (root / "train" / "02.txt").unlink()
-    with caplog.at_level(logging.WARNING), pytest.raises(DataError, match=r"02.png' has no caption"):
+    with caplog.at_level(logging.WARNING), pytest.raises(DataError, match=r"02.png' has no caption.* beside it\.$"):
+        ready(root)
+    (root / "train" / "02.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"the caption is empty; write one\.$"):
         ready(root)

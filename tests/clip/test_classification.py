@@ -108,3 +108,28 @@ def test_more_shots_include_the_fewer_and_the_seed_leaves_the_test_pictures() ->
     assert not torch.equal(few.images, NeonSigns(shots=1, seed=1).load("train").images)
     tests = [NeonSigns(test_per_class=1, seed=seed).load("test").images for seed in (0, 1)]
     assert torch.equal(*tests)
+
+
+def test_the_prompt_of_the_data_is_taken_unless_another_was_asked_for() -> None:
+    task = make()
+    assert task.templates == ("a photo of a {}.",)
+    before = task.class_embeddings()
+    task.suit({"resolution": 32})
+    assert task.templates == ("a photo of a {}.",)
+    task.suit({"templates": ["{} texture."]})
+    assert task.templates == ("{} texture.",)
+    assert not torch.equal(task.class_embeddings(), before)
+    own = make(templates=["my {}"])
+    own.suit({"templates": ["{} texture."]})
+    assert own.templates == ("my {}",)
+
+
+def test_macro_f1_is_the_mean_over_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make()
+    monkeypatch.setattr(task, "log_dict", lambda *_, **__: None)
+    logits = torch.eye(3)[[0, 0, 0, 1, 2, 2]]
+    task.update_metrics("test", {"label": torch.tensor([0, 0, 1, 1, 1, 2])}, logits)
+    found = task.metrics["test_metrics"].compute()
+    # By class: precision 2/3, 1, 1/2 and recall 1, 1/3, 1.
+    assert float(found["test/macro_f1"]) == pytest.approx((0.8 + 0.5 + 2 / 3) / 3)
+    assert float(found["test/accuracy"]) == pytest.approx(4 / 6)

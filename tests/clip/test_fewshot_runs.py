@@ -86,6 +86,16 @@ def test_base_and_new_are_measured_by_one_run_without_training_too() -> None:
     assert {"test/accuracy_base", "test/accuracy_new", "test/harmonic_mean"} <= set(found)
 
 
+def test_halves_that_are_measured_together_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    TREES["oxford_pets"](Path("DATA"))
+    options = ["--data.dataset=oxford_pets", "--data.classes=base", "--trainer.fast_dev_run=true"]
+    with caplog.at_level(logging.WARNING):
+        assert main([*RUN, *options, "--task.base_to_new=true", "--out=halves"]) == 0
+        assert "task.base_to_new=true" not in caplog.text
+        assert main([*RUN, *options, "--out=together"]) == 0
+    assert "task.base_to_new=true measures each half among its own names" in caplog.text
+
+
 def test_the_missing_split_is_said_on_the_way(caplog: pytest.LogCaptureFixture) -> None:
     TREES["dtd"](Path("DATA"))
     with caplog.at_level(logging.WARNING):

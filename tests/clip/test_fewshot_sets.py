@@ -188,7 +188,7 @@ def test_other_code_bases_read_what_was_written(tmp_path: Path) -> None:
     TREES["eurosat"](tmp_path)
     everything(tmp_path, "eurosat")
     path = tmp_path / "eurosat" / "split_zhou_EuroSAT.json"
-    split = read_split(path)
+    split = read_split(path).split
     assert [row[1:] for row in json.loads(path.read_text())["train"]][:5] == [[0, "Annual Crop Land"]] * 5
     write_split(tmp_path / "again.json", split)
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
@@ -205,6 +205,8 @@ def test_other_code_bases_read_what_was_written(tmp_path: Path) -> None:
         ),
         ('{"train": [["a.jpg", 0, "A"], ["b.jpg", 0, "B"]], "val": [], "test": []}', "label 0 is both 'A' and 'B'"),
         ('{"train": [["a.jpg", 1, "A"]], "val": [], "test": []}', "no picture has the label 0"),
+        ('{"train": [["a.jpg", 9999999999, "A"]], "val": [], "test": []}', "no picture has the label 0"),
+        ('{"train": [], "val": [], "test": []}', "names no pictures"),
         ('{"train": [["gone.jpg", 0, "A"]], "val": [], "test": []}', "the picture '.*gone.jpg' does not exist"),
         (
             '{"train": [["Forest/Forest_0.jpg", 0, "A"]], "val": [], "test": [["Forest/Forest_1.jpg", 1, "B"]]}',

@@ -98,17 +98,31 @@ def shown(root: Path, **options: Any) -> dict[str, Any]:
     return data.record()
 
 
+def trained_on(root: Path, **options: Any) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
+    """Names of classes, and file names with labels of training and validation pictures."""
+    data = FewShotSet(root=root, dataset="eurosat", resolution=16, **options)
+    data.setup("fit")
+    items = [item for part in ("train", "val") for item in data.load(part).items]  # type: ignore[arg-type]
+    return data.class_names, [(item.path.name, item.label) for item in items]
+
+
 def test_classes_are_cut_after_the_shots_are_drawn(tmp_path: Path) -> None:
     TREES["eurosat"](tmp_path)
-    whole = shown(tmp_path, shots=2, seed=3)
-    base = shown(tmp_path, shots=2, seed=3, classes="base")
-    new = shown(tmp_path, shots=2, seed=3, classes="new")
-    for part in ("train", "val"):
-        assert base[part] == [row for row in whole[part] if row[1] < 2]
-        assert [row[0] for row in new[part]] == [row[0] for row in whole[part] if row[1] == 2]
-        assert {row[1] for row in new[part]} == {0}
-    assert base["class_names"] == whole["class_names"]
-    assert new["class_names"] == ["Sea or Lake"]
+    names, whole = trained_on(tmp_path, shots=2, seed=3)
+    assert trained_on(tmp_path, shots=2, seed=3, classes="base") == (names, [row for row in whole if row[1] < 2])
+    found, new = trained_on(tmp_path, shots=2, seed=3, classes="new")
+    assert found == ("Sea or Lake",)
+    assert new == [(name, 0) for name, label in whole if label == 2]
+    assert len(new) == 4
+
+
+def test_the_record_of_a_part_of_the_classes_serves_the_others(tmp_path: Path) -> None:
+    TREES["eurosat"](tmp_path)
+    for classes in ("base", "new"):
+        (tmp_path / "data.json").write_text(json.dumps(shown(tmp_path, shots=2, seed=3, classes=classes)))
+        for wanted in ("all", "base", "new"):
+            options = {"shots": 2, "seed": 1, "classes": wanted, "shots_file": tmp_path / "data.json"}
+            assert trained_on(tmp_path, **options) == trained_on(tmp_path, shots=2, seed=3, classes=wanted)
 
 
 def test_one_seed_gives_one_draw_and_three_seeds_three(tmp_path: Path) -> None:
@@ -172,6 +186,16 @@ def test_the_authors_pickles_give_their_shots(tmp_path: Path, module: str, proto
         shown(tmp_path, shots=2, seed=3, shots_file=file)
     named = shown(tmp_path, shots=2, seed=3, shots_file=file, allow_pickle=True)
     assert named["train"] == drawn["train"]
+
+
+def test_imagenets_pickles_have_nothing_to_validate_on(tmp_path: Path) -> None:
+    TREES["imagenet"](tmp_path)
+    drawn = shown(tmp_path, dataset="imagenet", shots=2, seed=7)
+    rows = [[f"imagenet/images/{path}", label, name] for path, label, name in drawn["train"]]
+    (tmp_path / "shots.pkl").write_bytes(pickled({"train": rows}, "dassl.data.datasets.base_dataset"))
+    options = {"dataset": "imagenet", "shots_file": tmp_path / "shots.pkl", "allow_pickle": True}
+    found = shown(tmp_path, **options)
+    assert (found["train"], found["val"]) == (drawn["train"], [])
 
 
 def test_another_runs_record_gives_its_shots(tmp_path: Path) -> None:
