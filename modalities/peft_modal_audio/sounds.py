@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from peft_modal.data.cache import cached_tensors
-from peft_modal.data.epochs import Batch, BatchSource
+from peft_modal.data.epochs import Batch, BatchSource, DrawnBatches
 from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import Part, ShuffledBatches, SplitData
 from peft_modal.ranges import NonNegativeInt, PositiveFloat, PositiveInt
@@ -125,7 +125,7 @@ class Sounds(SplitData):
 
     def train_source(self, samples: Any) -> BatchSource:  # noqa: ANN401 — what `load` returned
         """Batches drawn anew, or shuffled ones of a fixed set."""
-        return _Redrawn(self) if self.split == "pretrain" else _Masked(samples, self)
+        return DrawnBatches(self.draw, self.steps) if self.split == "pretrain" else _Masked(samples, self)
 
     def draw(self, *key: int | str) -> Batch:
         """One batch of pre-training, by its key."""
@@ -177,14 +177,3 @@ class _Masked(ShuffledBatches):
             self.clips.sample(i, self.masks.normalised(self.clips.log_mels[i], self.front, generator)) for i in chosen
         ]
         return {name: torch.stack([one[name] for one in made]) for name in made[0]}
-
-
-class _Redrawn:
-    def __init__(self, data: Sounds) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return self.data.steps
-
-    def batch(self, epoch: int, index: int) -> Batch:
-        return self.data.draw(epoch, index)

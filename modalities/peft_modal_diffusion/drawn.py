@@ -23,7 +23,7 @@ from peft_modal.data.drawn import (
     shows_subject,
 )
 from peft_modal.data.drawn.judge import colour_of
-from peft_modal.data.epochs import Batch, BatchSource
+from peft_modal.data.epochs import Batch, BatchSource, DrawnBatches
 from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import Part, SplitData
 from peft_modal.errors import ConfigError
@@ -103,7 +103,7 @@ class DrawnPictures(SplitData):
     def train_source(self, samples: Any) -> BatchSource:  # noqa: ANN401 — what `load` returned
         """Batches drawn anew, or shuffled from the fixed set."""
         if self.kind in {"scenes", "open_ended"}:
-            return _Redrawn(self)
+            return DrawnBatches(self.draw, self.steps)
         concept = super().train_source(samples)
         return _WithPrior(concept, self) if self.prior else concept
 
@@ -150,17 +150,6 @@ class DrawnPictures(SplitData):
             images, captions = drawn.images, drawn.captions
         name = "/".join(str(part) for part in (kind, self.seed, *key))
         return {"pixels": images * 2 - 1, "caption": list(captions), "key": [f"{name}/{i}" for i in range(count)]}
-
-
-class _Redrawn:
-    def __init__(self, data: DrawnPictures) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return self.data.steps
-
-    def batch(self, epoch: int, index: int) -> Batch:
-        return self.data.draw(epoch, index)
 
 
 class _WithPrior:

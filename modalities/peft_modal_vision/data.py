@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from peft_modal.data.cache import cached_tensors
-from peft_modal.data.epochs import Batch, BatchSource
+from peft_modal.data.epochs import Batch, BatchSource, DrawnBatches
 from peft_modal.data.folder import FolderIndex, scan_folder
 from peft_modal.data.images import SUFFIXES
 from peft_modal.data.seeding import seeded
@@ -115,7 +115,7 @@ class Patterns(SplitData):
 
     def train_source(self, samples: Any) -> BatchSource:  # noqa: ANN401 — what `load` returned
         """Batches drawn anew, or shuffled ones of a fixed set."""
-        return _Redrawn(self) if self.split == "pretrain" else super().train_source(samples)
+        return DrawnBatches(self.draw, self.steps) if self.split == "pretrain" else super().train_source(samples)
 
     def draw(self, *key: int | str) -> Batch:
         """One batch of pre-training, by its key."""
@@ -123,17 +123,6 @@ class Patterns(SplitData):
         labels = torch.randint(len(self.class_names), (self.batch_size,), generator=generator)
         pictures = draw_patterns(self.vocabulary, labels, generator, side=self.resolution)
         return {**normalized(pictures, self.normalize), "label": labels}
-
-
-class _Redrawn:
-    def __init__(self, data: Patterns) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return self.data.steps
-
-    def batch(self, epoch: int, index: int) -> Batch:
-        return self.data.draw(epoch, index)
 
 
 class Folder(PictureData):

@@ -22,6 +22,26 @@ class BatchSource(Protocol):
         """Batch `index` of an epoch, both counted from 0; the same for the same numbers."""
 
 
+class DrawnBatches:
+    """Batches that are drawn anew, each by its numbers; no sample is kept.
+
+    Args:
+        draw: Makes a batch of an epoch and a place in it; worker processes receive it pickled.
+        steps: Batches per epoch.
+    """
+
+    def __init__(self, draw: Callable[[int, int], Batch], steps: int) -> None:
+        self.draw = draw
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """See `BatchSource`."""
+        return self.draw(epoch, index)
+
+
 def epoch_loader(
     source: BatchSource, *, trainer: Callable[[], Trainer | None], num_workers: int = 0
 ) -> DataLoader[Batch]:

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch import Tensor
 from typing_extensions import override
 
 from peft_modal.anatomy import Backbone
 from peft_modal.anatomy.sites import WeightSite
 from peft_modal.attach import Adapter, LifeCycle, Run
-from peft_modal.attach.lifecycle import Batch, Losses, total
+from peft_modal.attach.lifecycle import Batch, Losses
 from peft_modal.errors import FileFormatError, TrainingError
+from peft_modal.methods.calibration import take_gradients
 from peft_modal.methods.r_amt.mask import Mask
 
 if TYPE_CHECKING:
@@ -92,23 +93,14 @@ def mask_gradients(
 ) -> dict[str, float]:
     """Mean over batches and entries of |dL/dm| = |dL/dW * W| for a mask over each site, all weights kept.
 
-    Copies stand in for the weights while gradients are taken; the backbone's own never require any.
-
     Raises:
         TrainingError: There is no batch.
     """
-    stand_ins = Adapter(backbone, "mask gradients")
-    try:
-        copies = {name: stand_ins.own_tensor(site.path) for name, site in sites.items()}
-        sums = dict.fromkeys(copies, 0.0)
-        count = 0
-        for count, batch in enumerate(batches, start=1):  # noqa: B007 — how many there were
-            gradients = torch.autograd.grad(total(loss(batch)), list(copies.values()), allow_unused=True)
-            for (name, weight), gradient in zip(copies.items(), gradients, strict=True):
-                if gradient is not None:
-                    sums[name] += float((gradient * weight.detach()).float().abs().mean())
-        if not count:
-            raise TrainingError("method r_amt chooses tensors by gradients on training batches, and there is none")
-    finally:
-        stand_ins.detach()
+    paths = {site.path: name for name, site in sites.items()}
+    sums = dict.fromkeys(sites, 0.0)
+
+    def take(path: str, gradient: Tensor) -> None:
+        sums[paths[path]] += float((gradient * backbone.tensor(path).detach()).float().abs().mean())
+
+    count = take_gradients(backbone, paths, batches, loss, take, purpose="method r_amt chooses tensors by gradients")
     return {name: value / count for name, value in sums.items()}

@@ -14,10 +14,11 @@ from typing_extensions import override
 
 from peft_modal.anatomy import Backbone, Selector
 from peft_modal.attach import Adapter, LifeCycle, LowRankUpdate, Run
-from peft_modal.attach.lifecycle import Batch, Losses, total
+from peft_modal.attach.lifecycle import Batch, Losses
 from peft_modal.attach.updates import drop_samples
 from peft_modal.errors import AttachError, FileFormatError, TrainingError
 from peft_modal.methods.base import Method
+from peft_modal.methods.calibration import take_gradients
 from peft_modal.methods.spt.allocation import Allocation, Target, allocate
 from peft_modal.methods.spt.places import MATRICES, Place, places_of
 from peft_modal.ranges import DropRate, PositiveFloat, PositiveInt
@@ -357,26 +358,16 @@ def sensitivities(
 ) -> dict[str, Tensor]:
     """Sum over batches of the squared gradient of each batch's loss, by place, of its shape.
 
-    Copies stand in for the tensors while gradients are taken; the backbone's own never require any.
-
     Raises:
         TrainingError: There is no batch.
     """
     paths = dict.fromkeys(place.site.path for place in places.values())
-    stand_ins = Adapter(backbone, "sensitivity")
-    try:
-        copies = {path: stand_ins.own_tensor(path) for path in paths}
-        sums = {path: torch.zeros_like(tensor, dtype=torch.float32) for path, tensor in copies.items()}
-        count = 0
-        for count, batch in enumerate(batches, start=1):  # noqa: B007
-            gradients = torch.autograd.grad(total(loss(batch)), list(copies.values()), allow_unused=True)
-            for path, gradient in zip(copies, gradients, strict=True):
-                if gradient is not None:
-                    sums[path] += gradient.float().square()
-        if not count:
-            raise TrainingError("method spt measures sensitivities on training batches, and there is none")
-    finally:
-        stand_ins.detach()
+    sums = {path: torch.zeros_like(backbone.tensor(path), dtype=torch.float32) for path in paths}
+
+    def take(path: str, gradient: Tensor) -> None:
+        sums[path] += gradient.float().square()
+
+    take_gradients(backbone, paths, batches, loss, take, purpose="method spt measures sensitivities")
     out = {}
     for name, place in places.items():
         whole = sums[place.site.path]
