@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from peft_modal.data.cache import cached_tensors
 from peft_modal.data.drawn import COLOURS, SHAPES, object_name
@@ -20,13 +20,11 @@ from peft_modal.data.drawn.concepts import paint_style
 from peft_modal.data.drawn.distances import coverage, paint_, uniform
 from peft_modal.data.drawn.scenes import object_distance, plan_scenes
 from peft_modal.data.epochs import Batch
-from peft_modal.data.folder import Item, list_files
-from peft_modal.data.images import SUFFIXES
 from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import Part, SplitData
 from peft_modal.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from peft_modal_clip.data import Normalize, normalized
-from peft_modal_vision.pictures import PictureFiles
+from peft_modal_vision.pictures import picture_batches
 
 GENERATOR_VERSION = 1
 """Of the generated pictures; to be raised with every change that alters one."""
@@ -117,10 +115,9 @@ class NeonSigns(SplitData):
         Raises:
             DataError: There is no such file. A damaged one is reported when its batch is read.
         """
-        files = list_files(path, SUFFIXES)
-        items = tuple(Item(file, 0) for file in files)
-        dataset = PictureFiles(items, self.side, "fit", self.normalize, labelled=False)
-        return files, DataLoader(dataset, batch_size=2 * self.batch_size, num_workers=self.num_workers)
+        return picture_batches(
+            path, self.side, "fit", self.normalize, batch_size=2 * self.batch_size, num_workers=self.num_workers
+        )
 
     def _draw(self, generator: Generator) -> Tensor:
         """A picture of every class."""

@@ -179,14 +179,19 @@ class PointMAEBackbone(Backbone):
         return Features(encoded.tokens, layout, extras)
 
     @torch.no_grad()
+    def patches(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches (G, S, 3), relative to their centres, and centres (G, 3) of one cloud (P, 3), on the CPU."""
+        # Not a pass of the network: the hooks that fill its context stay out.
+        neighbourhood, centres = self.network.group_divider.forward(points[None].to(self.device))  # type: ignore[union-attr]
+        return neighbourhood[0].cpu(), centres[0].cpu()
+
     def views(self, sample: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Where the patches of a cloud lie; nothing of a sample without `points` (P, 3)."""
         if "points" not in sample:
             return {}
         points = sample["points"].float()
-        # Not a pass of the network: the hooks that fill its context stay out.
-        neighbourhood, centres = self.network.group_divider.forward(points[None].to(self.device))  # type: ignore[union-attr]
-        return patch_views(points, centres[0].cpu(), neighbourhood[0].cpu())
+        neighbourhood, centres = self.patches(points)
+        return patch_views(points, centres, neighbourhood)
 
     def example_batch(self, batch_size: int = 2) -> dict[str, Tensor]:
         """Random points in the unit cube."""

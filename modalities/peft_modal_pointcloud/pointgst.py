@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from peft_modal.anatomy import Backbone, Context, Port, Selector, TokenLayout
+from peft_modal.anatomy import Context, Port, Selector, TokenLayout
 from peft_modal.attach import Adapter, LifeCycle
 from peft_modal.errors import AttachError
 from peft_modal.methods.base import Method, beside_mlp, select_blocks
 from peft_modal.methods.bottleneck import must_be_channels_last
 from peft_modal.ranges import PositiveInt
-from peft_modal_pointcloud.render import MARKS
+from peft_modal_pointcloud.backbone import PointMAEBackbone
 from peft_modal_pointcloud.spectral import BasisKind, Transform, spectral_transform
 from peft_modal_pointcloud.views import spectral_views
 
@@ -77,21 +77,26 @@ class PointGST(Method):
                 transform=self.transform,
             )  # fmt: skip
             adapter.branch(tap, beside_mlp(anatomy, tap), module)
-        adapter.listen(Graph(adapter.backbone, local=self.local), name="pointgst")
+        if isinstance(adapter.backbone, PointMAEBackbone):
+            adapter.listen(Graph(adapter.backbone, local=self.local), name="pointgst")
 
 
 class Graph(LifeCycle):
     """Draws the graph that the branches share."""
 
-    def __init__(self, backbone: Backbone, *, local: int) -> None:
+    def __init__(self, backbone: PointMAEBackbone, *, local: int) -> None:
         super().__init__()
         self.__dict__["backbone"] = backbone  # no submodule: it is not the adapter's
         self.local = local
 
     @override
     def views(self, sample: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        marked = next((view for view in self.__dict__["backbone"].views(sample).values() if MARKS in view), None)
-        return {} if marked is None else spectral_views(sample["points"].float(), marked[MARKS], local=self.local)
+        if "points" not in sample:
+            return {}
+        points = sample["points"].float()
+        backbone: PointMAEBackbone = self.__dict__["backbone"]
+        _, centres = backbone.patches(points)
+        return spectral_views(points, centres, local=self.local)
 
 
 def check_local(local: int, count: int) -> None:

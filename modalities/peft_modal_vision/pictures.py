@@ -118,10 +118,23 @@ class PictureData(SplitData):
         Raises:
             DataError: There is no such file. A damaged one is reported when its batch is read.
         """
-        files = list_files(path, SUFFIXES)
-        items = tuple(Item(file, 0) for file in files)
-        dataset = PictureFiles(items, self.resolution, self.resize, self.normalize, labelled=False)
-        return files, DataLoader(dataset, batch_size=2 * self.batch_size, num_workers=self.num_workers)
+        return picture_batches(
+            path, self.resolution, self.resize, self.normalize, batch_size=2 * self.batch_size,
+            num_workers=self.num_workers,
+        )  # fmt: skip
+
+
+def picture_batches(
+    path: str | Path, side: int, resize: Resize, normalize: str, *, batch_size: int, num_workers: int
+) -> tuple[Sequence[Path], Iterable[Batch]]:
+    """The pictures under a path, and batches of them without labels in the same order.
+
+    Raises:
+        DataError: There is no such file. A damaged one is reported when its batch is read.
+    """
+    files = list_files(path, SUFFIXES)
+    dataset = PictureFiles(tuple(Item(file, 0) for file in files), side, resize, normalize, labelled=False)
+    return files, DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
 
 
 class LabelledPictures(Dataset[Batch]):

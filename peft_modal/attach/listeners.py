@@ -41,7 +41,7 @@ class Listeners:
         self._names.append(name)
 
     def wants(self, event: str) -> bool:
-        """Whether a listener does something at this event."""
+        """Whether a listener does something at this event, or answers a question of that name."""
         return any(_overrides(member, event) for member in self._members)
 
     def unheard(self) -> tuple[str, ...]:

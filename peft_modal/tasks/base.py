@@ -258,8 +258,9 @@ class Task(LightningModule):
     def start_report(self, *, seed: int) -> None:
         """Let the task watch every batch that is evaluated from now on."""
         own = self.make_collector(seed=seed)
-        sight = SightCollector(self.backbone.views, self.adapter.events.views, seed=seed)
-        self._collectors = (sight,) if own is None else (own, sight)
+        self._collectors = () if own is None else (own,)
+        if type(self.backbone).views is not Backbone.views or self.adapter.events.wants("views"):
+            self._collectors += (SightCollector(self.backbone.views, self.adapter.events.views, seed=seed),)
 
     def report_sections(self) -> tuple[Section, ...]:
         """The task's own part of a report on what was evaluated since `start_report`."""
