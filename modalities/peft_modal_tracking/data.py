@@ -33,7 +33,7 @@ from peft_modal_vision.transforms import Normalize
 class TrackingData(SplitData):
     """What the data modules share: crops, pairs for training, whole videos for evaluation.
 
-    A subclass gives `load`.
+    A subclass gives `load`; its constructor names what is its own and hands the rest on as `**options`.
 
     Args:
         batch_size: Pairs per training batch.
@@ -59,21 +59,21 @@ class TrackingData(SplitData):
     def __init__(
         self,
         *,
-        batch_size: int,
-        videos_at_once: int,
-        pairs: int,
-        template_size: int | list[int],
-        search_size: int | list[int],
-        search_factor: float,
-        normalize: Normalize,
-        max_gap: int,
-        scale_jitter: float,
-        shift_jitter: float,
-        min_visible: float,
-        augment: bool,
-        max_blur: float,
-        seed: int,
-        num_workers: int,
+        batch_size: PositiveInt = 16,
+        videos_at_once: PositiveInt = 8,
+        pairs: PositiveInt = 131072,
+        template_size: PositiveInt | list[PositiveInt] = 112,
+        search_size: PositiveInt | list[PositiveInt] = 224,
+        search_factor: PositiveFloat = 4.0,
+        normalize: Normalize = "imagenet",
+        max_gap: NonNegativeInt = 100,
+        scale_jitter: NonNegativeFloat = 0.25,
+        shift_jitter: NonNegativeFloat = 3.0,
+        min_visible: PositiveFloat = 10.0,
+        augment: bool = True,
+        max_blur: NonNegativeFloat = 2.0,
+        seed: int = 0,
+        num_workers: NonNegativeInt = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
         self.videos_at_once = videos_at_once
@@ -196,21 +196,8 @@ class MovingObjects(TrackingData):
         frames: Of each video.
         train_frames: Of each training video, evenly spread over as long a time.
         frame_size: Height and width in pixels.
-        batch_size: Pairs per training batch.
-        videos_at_once: Videos that evaluation follows side by side.
-        pairs: Training pairs per epoch.
-        template_size: Height and width of the template in pixels, or one number for both; of the backbone.
-        search_size: Likewise of the search picture.
-        search_factor: Area of the search picture over that of the target's box, roughly.
-        normalize: Mean and deviation of the channels: 0.5 each (`half`, the nano's), ImageNet's, or left in 0..1.
-        max_gap: Most frames between template and search picture.
-        scale_jitter: Deviation of the logarithm of a training search picture's scale.
-        shift_jitter: Largest shift of it in mean sides of the box.
-        min_visible: Least width and height of the target in a training search picture, in its pixels.
-        augment: Mirror and recolour training pictures.
-        max_blur: Largest radius in pixels of those that are blurred.
         seed: Of the training and validation videos, of draws and augmentation. Not of the test videos.
-        num_workers: Processes that prepare batches.
+        options: Arguments of `TrackingData`.
     """
 
     def __init__(
@@ -223,27 +210,23 @@ class MovingObjects(TrackingData):
         frames: PositiveInt = 40,
         train_frames: PositiveInt = 8,
         frame_size: tuple[PositiveInt, PositiveInt] = (96, 128),
-        batch_size: PositiveInt = 16,
         videos_at_once: PositiveInt = 32,
         pairs: PositiveInt = 1024,
         template_size: PositiveInt | list[PositiveInt] = 32,
         search_size: PositiveInt | list[PositiveInt] = 64,
-        search_factor: PositiveFloat = 4.0,
         normalize: Normalize = "half",
-        max_gap: NonNegativeInt = 100,
         scale_jitter: NonNegativeFloat = 0.15,
         shift_jitter: NonNegativeFloat = 1.0,
         min_visible: PositiveFloat = 4.0,
         augment: bool = False,
         max_blur: NonNegativeFloat = 0.6,
         seed: int = 0,
-        num_workers: NonNegativeInt = 0,
+        **options: Any,  # noqa: ANN401 — typed by `TrackingData`
     ) -> None:
         super().__init__(
-            batch_size=batch_size, videos_at_once=videos_at_once, pairs=pairs, template_size=template_size,
-            search_size=search_size, search_factor=search_factor, normalize=normalize,
-            max_gap=max_gap, scale_jitter=scale_jitter, shift_jitter=shift_jitter, min_visible=min_visible,
-            augment=augment, max_blur=max_blur, seed=seed, num_workers=num_workers,
+            videos_at_once=videos_at_once, pairs=pairs, template_size=template_size, search_size=search_size,
+            normalize=normalize, scale_jitter=scale_jitter, shift_jitter=shift_jitter, min_visible=min_visible,
+            augment=augment, max_blur=max_blur, seed=seed, **options,
         )  # fmt: skip
         self.split: Literal["downstream", "pretrain"] = split
         self.counts: dict[Part, int] = {"train": videos, "val": val_videos, "test": test_videos}

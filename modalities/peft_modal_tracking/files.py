@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from peft_modal.data.seeding import seeded
 from peft_modal.data.splits import Part
 from peft_modal.errors import DataError
-from peft_modal.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share
+from peft_modal.ranges import Share
 from peft_modal_tracking.data import TrackingData
 from peft_modal_tracking.layouts import Layout, find_sequences
 from peft_modal_tracking.sequences import Video
-from peft_modal_vision.transforms import Normalize
 
 
 class SequenceFiles(TrackingData):
@@ -27,21 +26,8 @@ class SequenceFiles(TrackingData):
     Args:
         root: The data set's folder.
         val_share: Share of the training sequences held out for validation where there is no split for it.
-        batch_size: Pairs per training batch.
-        videos_at_once: Videos that evaluation follows side by side.
-        pairs: Training pairs per epoch.
-        template_size: Height and width of the template in pixels, or one number for both; of the backbone.
-        search_size: Likewise of the search picture.
-        search_factor: Area of the search picture over that of the target's box, roughly.
-        normalize: Mean and deviation of the channels: 0.5 each (`half`, the nano's), ImageNet's, or left in 0..1.
-        max_gap: Most frames between template and search picture.
-        scale_jitter: Deviation of the logarithm of a training search picture's scale.
-        shift_jitter: Largest shift of it in mean sides of the box.
-        min_visible: Least width and height of the target in a training search picture, in its pixels.
-        augment: Mirror and recolour training pictures.
-        max_blur: Largest radius in pixels of those that are blurred.
         seed: Of what is held out, of draws and augmentation.
-        num_workers: Processes that prepare batches.
+        options: Arguments of `TrackingData`.
     """
 
     layout: ClassVar[Layout]
@@ -52,28 +38,10 @@ class SequenceFiles(TrackingData):
         *,
         root: str | Path,
         val_share: Share = 0.1,
-        batch_size: PositiveInt = 16,
-        videos_at_once: PositiveInt = 8,
-        pairs: PositiveInt = 131072,
-        template_size: PositiveInt | list[PositiveInt] = 112,
-        search_size: PositiveInt | list[PositiveInt] = 224,
-        search_factor: PositiveFloat = 4.0,
-        normalize: Normalize = "imagenet",
-        max_gap: NonNegativeInt = 100,
-        scale_jitter: NonNegativeFloat = 0.25,
-        shift_jitter: NonNegativeFloat = 3.0,
-        min_visible: PositiveFloat = 10.0,
-        augment: bool = True,
-        max_blur: NonNegativeFloat = 2.0,
         seed: int = 0,
-        num_workers: NonNegativeInt = 0,
+        **options: Any,  # noqa: ANN401 — typed by `TrackingData`
     ) -> None:
-        super().__init__(
-            batch_size=batch_size, videos_at_once=videos_at_once, pairs=pairs, template_size=template_size,
-            search_size=search_size, search_factor=search_factor, normalize=normalize, max_gap=max_gap,
-            scale_jitter=scale_jitter, shift_jitter=shift_jitter, min_visible=min_visible, augment=augment,
-            max_blur=max_blur, seed=seed, num_workers=num_workers,
-        )  # fmt: skip
+        super().__init__(seed=seed, **options)
         self.root = Path(root)
         self.val_share = val_share
 
