@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
+from step_cost import in_turns, now
 from torch import Tensor
 from torch.nn import functional
 
@@ -81,16 +80,11 @@ class Step:
 
     def __call__(self) -> float:
         """Seconds that the step takes."""
-        started = self._now()
+        started = now(self.device)
         self.optimizer.zero_grad()
         self.adapter.events.compute_gradients(self.losses(), self.losses, lambda loss: loss.backward())  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        return self._now() - started
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        return now(self.device) - started
 
 
 def main() -> None:
@@ -104,22 +98,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     base = Step(METHODS["lora"], arguments.batch_size, arguments.device)
-    base()
     rows = {}
     for name in ("amt", "r_amt"):
         own = Step(METHODS[name], arguments.batch_size, arguments.device)
-        own()
-        times = []
-        for _ in range(arguments.rounds):
-            times.append((base(), own(), base()))
-            sys.stderr.write(f"{name} {2 * times[-1][1] / (times[-1][0] + times[-1][2]):.3f}\n")
-        ratios = sorted(2 * b / (before + after) for before, b, after in times)
-        cut = len(ratios) // 4
-        rows[name] = {
-            "ratio": statistics.median(ratios), "ratio_low": ratios[cut], "ratio_high": ratios[-1 - cut],
-            "step_ms": 1000 * statistics.median(b for _, b, _ in times),
-            "lora_ms": 1000 * statistics.median(t for before, _, after in times for t in (before, after)),
-        }  # fmt: skip
+        found = in_turns(base, own, arguments.rounds, warmup=1)
+        rows[name] = {"step_ms": 1000 * found.pop("step"), "lora_ms": 1000 * found.pop("base"), **found}
+        sys.stderr.write(f"{name} {rows[name]['ratio']:.3f}\n")
     cpu = f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {arguments.threads} thread(s)"
     machine = torch.cuda.get_device_name() if arguments.device == "cuda" else cpu
     results = {

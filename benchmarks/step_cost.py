@@ -182,23 +182,38 @@ class Step:
         return self._now() - started
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        return now(self.device)
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock, after all that a device was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def in_turns(base: Callable[[], float], own: Callable[[], float], rounds: int, *, warmup: int) -> dict[str, float]:
+    """Seconds of two steps taken in turns: medians, and quartiles of the ratio over the mean of both neighbours."""
+    times = [(base(), own(), base()) for _ in range(warmup + rounds)][warmup:]
+    ratios = sorted(2 * b / (before + after) for before, b, after in times)
+    cut = rounds // 4
+    return {
+        "step": statistics.median(b for _, b, _ in times),
+        "base": statistics.median(t for before, _, after in times for t in (before, after)),
+        "ratio": statistics.median(ratios),
+        "ratio_low": ratios[cut],
+        "ratio_high": ratios[-1 - cut],
+    }
 
 
 def pair(backbone: str, method: str, device: str, rounds: int) -> dict[str, float]:
     """Step times in turns with full fine-tuning's."""
     base, own = Step(backbone, BASES.get(method, "full"), device), Step(backbone, method, device)
-    times = [(base(), own(), base()) for _ in range(WARMUP + rounds)][WARMUP:]
-    ratios = sorted(2 * b / (before + after) for before, b, after in times)
-    cut = rounds // 4
+    found = in_turns(base, own, rounds, warmup=WARMUP)
     return {
-        "step_ms": 1000 * statistics.median(b for _, b, _ in times),
-        "full_ms": 1000 * statistics.median(t for before, _, after in times for t in (before, after)),
-        "ratio": statistics.median(ratios),
-        "ratio_low": ratios[cut],
-        "ratio_high": ratios[-1 - cut],
+        "step_ms": 1000 * found.pop("step"),
+        "full_ms": 1000 * found.pop("base"),
+        **found,
         "trained": float(sum(p.numel() for group in own.optimizer.param_groups for p in group["params"])),
     }
 
