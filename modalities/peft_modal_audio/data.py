@@ -14,7 +14,7 @@ from peft_modal.data.folder import SPLITS, FolderIndex, Item, scan_folder
 from peft_modal.data.splits import Part
 from peft_modal.errors import ConfigError, DataError
 from peft_modal.ranges import NonNegativeInt, Share
-from peft_modal_audio.clips import RecordingData
+from peft_modal_audio.recording_data import RecordingData
 from peft_modal_audio.recordings import SUFFIXES
 from peft_modal_audio.tables import recording_at, rows_of, whole
 

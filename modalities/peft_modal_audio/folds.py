@@ -15,7 +15,7 @@ from peft_modal.data.folder import FolderIndex, Item
 from peft_modal.data.splits import Part
 from peft_modal.errors import DataError
 from peft_modal.ranges import PositiveFloat, Range
-from peft_modal_audio.clips import RecordingData
+from peft_modal_audio.recording_data import RecordingData
 from peft_modal_audio.tables import class_order, recording_at, rows_of, whole
 
 EscFold: TypeAlias = Annotated[int, Range(1, 5)]

@@ -8,7 +8,7 @@ from typing import Any, Final
 from peft_modal.data.folder import FolderIndex, Item
 from peft_modal.errors import DataError
 from peft_modal.ranges import PositiveFloat
-from peft_modal_audio.clips import RecordingData
+from peft_modal_audio.recording_data import RecordingData
 from peft_modal_audio.tables import recording_at, rows_of
 from peft_modal_vision.lists import lines_of
 

@@ -23,11 +23,11 @@ from sound_files import (
 
 from peft_modal.data.labels import OWN_SHARE, PARTNER_LABEL
 from peft_modal.errors import ConfigError, DataError
-from peft_modal_audio.clips import RecordingData
 from peft_modal_audio.data import Folder, Tagged
 from peft_modal_audio.features import SAMPLE_RATE
 from peft_modal_audio.folds import ESC50, UrbanSound8K
 from peft_modal_audio.mixing import mixed_pair
+from peft_modal_audio.recording_data import RecordingData
 from peft_modal_audio.recordings import read_clip
 from peft_modal_audio.speech import FluentSpeechCommands, SpeechCommands
 
